@@ -1,0 +1,1 @@
+"""What `make` and CI run on the repository. Nothing here is installed."""
