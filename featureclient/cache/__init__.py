@@ -1,0 +1,6 @@
+"""A bounded map per view from id to row bytes. Pure: `now` is an argument."""
+
+from featureclient.cache.generations import Generations
+from featureclient.cache.view_cache import CacheOptions, CacheSnapshot, ViewCache
+
+__all__ = ["CacheOptions", "CacheSnapshot", "Generations", "ViewCache"]

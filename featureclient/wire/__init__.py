@@ -1,0 +1,10 @@
+"""Keys and rows as bytes. Pure: `keys` names rows, `reader` admits stored rows into the cache, `writer` makes them.
+
+`columns` brings what callers write (arrays, lists, Arrow) into a column's dtype.
+"""
+
+from featureclient.wire.keys import KeyCodec
+from featureclient.wire.reader import Admitted, RowReader, with_status
+from featureclient.wire.writer import EncodedRows, RowWriter
+
+__all__ = ["Admitted", "EncodedRows", "KeyCodec", "RowReader", "RowWriter", "with_status"]
