@@ -1,0 +1,353 @@
+"""The story of a prediction.
+
+    accept -> look up -> every row there ------------------> queue -> assemble -> run -> answer
+                      `-> some row missing: park -> settle --^
+
+Each step takes every request of a model that is there; nothing is done per request on the warm path but gathering its
+ids. `accept` is synchronous, and an idle server with a short model has answered before it returns.
+
+Invariants
+- Each accepted request is answered or refused exactly once, and until then its rows count as in flight.
+- A request returns from parking when its own last row settles. The read belongs to the feature client.
+- The rows that a request was looked up with travel with it: eviction or invalidation cannot pull them away.
+- Who has left is skipped before the model. A run that fails is repeated request by request, so that one bad input
+  fails alone.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from featureclient.client import FeatureClient
+from featureclient.schema import InvalidId, status
+from gateway.inference import Model
+from gateway.inference.runner import Ran
+from gateway.pipeline.batch import Batch, BatchQueue
+from gateway.plan import Assembled
+from gateway.records.errors import (
+    DeadlinePassed,
+    HeadraceError,
+    InvalidRequest,
+    ModelFailed,
+    Overloaded,
+    RowRejected,
+)
+from gateway.records.report import BatchReport
+from gateway.records.request import Array, Request
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineOptions:
+    """The bounds of the path."""
+
+    store_timeout_ms: int = 50
+    """How long a request waits for the store before it goes on with defaults, milliseconds; at most half of what is
+    left of its deadline."""
+    batch_rows_max: int = 4096
+    """Rows of one run of a model. A single request may be larger, and then runs alone."""
+    tick_rows_max: int = 16384
+    """Rows that one pass of the event loop takes in; the rest waits for the next pass."""
+    parked_rows_max: int = 65536
+    """Rows of requests that wait for the store. Beyond it a request with a missing row is refused."""
+    rows_in_flight_max: int = 262144
+    """Rows of all requests that have no answer yet. Beyond it requests are refused at the door."""
+
+    def __post_init__(self) -> None:
+        for name in ("store_timeout_ms", "batch_rows_max", "tick_rows_max", "parked_rows_max", "rows_in_flight_max"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1")
+
+
+class Answers(NamedTuple):
+    """One run of a model: outputs in the order of its signature, each with the rows of all requests in order."""
+
+    model: Model
+    requests: Sequence[Request]
+    outputs: Sequence[Array]
+    assembled: Assembled
+
+
+class Sink(Protocol):
+    """Who gets the answers."""
+
+    def answer(self, answers: Answers) -> None:
+        """Answer every request."""
+        ...
+
+    def refuse(self, request: Request, error: HeadraceError) -> None:
+        """End one request with an error."""
+        ...
+
+
+class _Lane:
+    """What belongs to one model: the queue in front of it and the requests that settled in this tick."""
+
+    __slots__ = ("model", "queue", "settled")
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.queue = BatchQueue()
+        self.settled: list[Batch] = []
+
+    def __repr__(self) -> str:
+        return f"<Lane {self.model!r} {self.queue!r}>"
+
+
+class Pipeline:
+    """Takes bound requests, gives answers to the sink and a report of each run to `observe`."""
+
+    def __init__(
+        self,
+        client: FeatureClient,
+        options: PipelineOptions,
+        sink: Sink,
+        observe: Callable[[BatchReport], None],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall_s: Callable[[], float] = time.time,
+    ) -> None:
+        self.client = client
+        self.options = options
+        self.sink = sink
+        self.observe = observe
+        self.monotonic = monotonic
+        self.wall_s = wall_s
+        self.rows_in_flight = 0
+        self.rows_parked = 0
+        self._lanes: dict[Model, _Lane] = {}
+        self._backlog: deque[tuple[_Lane, list[Request]]] = deque()
+        self._pass_is_due = False
+        self._store_timeout_s = options.store_timeout_ms / 1000
+
+    def __repr__(self) -> str:
+        return (
+            f"<Pipeline {self.rows_in_flight} rows in flight, {self.rows_parked} parked, {list(self._lanes.values())}>"
+        )
+
+    def accept(self, model: Model, requests: list[Request]) -> None:
+        """Take requests that were bound to the model's plan. Runs on the loop; never raises because of a request."""
+        lane = self._lanes.get(model)
+        if lane is None:
+            lane = self._lanes[model] = _Lane(model)
+        rows = sum([request.rows for request in requests])
+        if self.rows_in_flight + rows > self.options.rows_in_flight_max:
+            requests, rows = self._admit(requests)
+        self.rows_in_flight += rows
+        if rows <= self.options.batch_rows_max and not self._backlog:
+            self._look_up(lane, requests)
+            self._pump(lane)
+        elif requests:
+            self._backlog.extend((lane, chunk) for chunk in _cut(requests, self.options.batch_rows_max))
+            self._pass()
+
+    def _admit(self, requests: list[Request]) -> tuple[list[Request], int]:
+        """Take what fits, in order, and refuse the rest."""
+        room = self.options.rows_in_flight_max - self.rows_in_flight
+        admitted: list[Request] = []
+        rows = 0
+        for request in requests:
+            if rows + request.rows <= room:
+                admitted.append(request)
+                rows += request.rows
+            else:
+                message = f"{self.rows_in_flight} rows are in flight, the limit rows_in_flight_max is reached"
+                self.sink.refuse(request, Overloaded(message, limit="rows_in_flight_max"))
+        return admitted, rows
+
+    def _pass(self) -> None:
+        """Take in at most `tick_rows_max` rows of the backlog, then let the loop see to others."""
+        self._pass_is_due = False
+        room = self.options.tick_rows_max
+        while self._backlog and room > 0:
+            lane, chunk = self._backlog.popleft()
+            room -= sum(request.rows for request in chunk)
+            self._look_up(lane, chunk)
+            self._pump(lane)
+        if self._backlog and not self._pass_is_due:
+            self._pass_is_due = True
+            asyncio.get_running_loop().call_soon(self._pass)
+
+    def _look_up(self, lane: _Lane, requests: list[Request]) -> None:
+        """Ask the cache for every id of every request; park those with a row missing, queue the others."""
+        if not requests:
+            return
+        now = self.monotonic()
+        stored: list[list[bytes | None]] = []
+        for index, binding in enumerate(lane.model.plan.bindings):
+            if len(requests) == 1:
+                ids = requests[0].ids[index]
+            else:
+                ids = []
+                for request in requests:
+                    ids += request.ids[index]
+            stored.append(self.client.lookup(binding.view, ids, now))
+        if all(map(all, stored)):  # a row is never empty, so truth means presence and costs least
+            rows = sum([request.rows for request in requests])
+            lane.queue.put(Batch(requests, stored, rows, 0, now))  # type: ignore[arg-type]  # no None is left in it
+            return
+        there: list[Batch] = []
+        for single in Batch(requests, stored, 0, 0, now).alone():  # type: ignore[arg-type]  # may hold None until parked
+            if all(map(all, single.stored)):
+                there.append(single)
+            else:
+                self._park(lane, single, now)
+        for batch in there:
+            lane.queue.put(batch)
+
+    def _park(self, lane: _Lane, single: Batch, now: float) -> None:
+        """Let one request wait for its missing rows, and its keys join the next read."""
+        request = single.requests[0]
+        if self._has_left(request, now):
+            return
+        if self.rows_parked + request.rows > self.options.parked_rows_max:
+            message = f"{self.rows_parked} rows wait for the store, the limit parked_rows_max is reached"
+            self._refuse(request, Overloaded(message, limit="parked_rows_max"))
+            return
+        give_up_at = now + min(self._store_timeout_s, (request.deadline - now) / 2)
+        wants = [
+            (binding.view, request.ids[index], single.stored[index])
+            for index, binding in enumerate(lane.model.plan.bindings)
+            if not all(single.stored[index])
+        ]
+        try:
+            self.client.fetch(wants, give_up_at, partial(self._settle, lane, single))  # type: ignore[arg-type]  # fills None
+        except InvalidId as error:
+            self._refuse(request, InvalidRequest(str(error), field="entities"))
+            return
+        self.rows_parked += request.rows
+
+    def _settle(self, lane: _Lane, single: Batch) -> None:
+        """Its last row is there. Those that settle in one tick go on together."""
+        self.rows_parked -= single.rows
+        if not lane.settled:
+            asyncio.get_running_loop().call_soon(self._resume, lane)
+        lane.settled.append(single._replace(parked=1, ready=self.monotonic()))
+
+    def _resume(self, lane: _Lane) -> None:
+        settled, lane.settled = lane.settled, []
+        for batch in settled:
+            lane.queue.put(batch)
+        self._pump(lane)
+
+    def _pump(self, lane: _Lane) -> None:
+        """While the model is free, what waits for it is its next batch."""
+        runner = lane.model.runner
+        while lane.queue and not runner.busy:
+            batch = lane.queue.take(self.options.batch_rows_max)
+            now = self.monotonic()
+            if any(request.caller.cancelled or request.deadline <= now for request in batch.requests):
+                batch = batch.without(partial(self._has_left, now=now))
+            if batch.requests:
+                self._run(lane, batch)
+
+    def _run(self, lane: _Lane, batch: Batch) -> None:
+        try:
+            assembled = lane.model.plan.assemble(batch.requests, batch.stored, int(self.wall_s() * 1000))
+        except Exception as error:  # noqa: BLE001 - a transform is user code and may raise anything
+            self._failed(lane, batch, error)
+            return
+        done = partial(self._computed, lane, batch, assembled, self.monotonic())
+        lane.model.runner.run(assembled.inputs, batch.rows, done)
+
+    def _computed(self, lane: _Lane, batch: Batch, assembled: Assembled, assembled_at: float, ran: Ran) -> None:
+        if ran.error is not None:
+            self._failed(lane, batch, ran.error)
+        else:
+            answers = Answers(lane.model, batch.requests, ran.outputs, assembled)
+            computed_at = self.monotonic()
+            if assembled.rejected is not None:
+                answers = self._reject(answers, assembled.rejected)
+            if answers.requests:
+                self.sink.answer(answers)
+                rows = sum([request.rows for request in answers.requests])
+                self.rows_in_flight -= rows
+                self.observe(_report(answers, rows, batch, ran, (assembled_at, computed_at, self.monotonic())))
+        if ran.threaded:
+            self._pump(lane)
+
+    def _reject(self, answers: Answers, rejected: npt.NDArray[np.bool_]) -> Answers:
+        """Refuse the requests that have a rejected row; the answers of the others remain."""
+        kept = np.ones(len(rejected), np.bool_)
+        requests: list[Request] = []
+        start = 0
+        for request in answers.requests:
+            span = slice(start, start + request.rows)
+            start = span.stop
+            if rejected[span].any():
+                kept[span] = False
+                self._refuse(request, RowRejected(_without_features(answers, span)))
+            else:
+                requests.append(request)
+        outputs = [output[kept] for output in answers.outputs]
+        return Answers(answers.model, requests, outputs, answers.assembled.only(kept))
+
+    def _failed(self, lane: _Lane, batch: Batch, error: Exception) -> None:
+        if len(batch.requests) > 1:
+            lane.queue.put_alone(batch)
+            return
+        failure = ModelFailed(f"model {lane.model.name}/{lane.model.version} failed: {error}")
+        failure.__cause__ = error
+        self._refuse(batch.requests[0], failure)
+
+    def _has_left(self, request: Request, now: float) -> bool:
+        """End a request whose caller does not wait any more; True if it has been ended."""
+        if request.caller.cancelled or request.deadline <= now:
+            self._refuse(request, DeadlinePassed("the deadline passed before the model ran"))
+            return True
+        return False
+
+    def _refuse(self, request: Request, error: HeadraceError) -> None:
+        self.rows_in_flight -= request.rows
+        self.sink.refuse(request, error)
+
+
+def _cut(requests: list[Request], rows_max: int) -> Iterator[list[Request]]:
+    """The requests in order, in chunks of at most `rows_max` rows; a larger request is a chunk of its own."""
+    chunk: list[Request] = []
+    rows = 0
+    for request in requests:
+        if chunk and rows + request.rows > rows_max:
+            yield chunk
+            chunk, rows = [], 0
+        chunk.append(request)
+        rows += request.rows
+    if chunk:
+        yield chunk
+
+
+def _report(answers: Answers, rows: int, batch: Batch, ran: Ran, moments: tuple[float, float, float]) -> BatchReport:
+    statuses: dict[str, npt.NDArray[np.uint8]] = {}
+    for binding, codes in zip(answers.model.plan.bindings, answers.assembled.statuses, strict=True):
+        seen = statuses.get(binding.view.ref)  # the same view may stand under two aliases
+        statuses[binding.view.ref] = codes if seen is None else np.concatenate((seen, codes))
+    model = answers.model
+    arrived = [request.arrived for request in answers.requests]
+    return BatchReport(
+        model.name,
+        model.version,
+        model.variant,
+        arrived,
+        rows,
+        batch.parked,
+        ran.threaded,
+        batch.ready,
+        *moments,
+        statuses,
+    )
+
+
+def _without_features(answers: Answers, span: slice) -> str:
+    """Which views of a rejected request have no row, and for which row of the request first."""
+    views = []
+    for binding, codes in zip(answers.model.plan.bindings, answers.assembled.statuses, strict=True):
+        missing = np.flatnonzero(codes[span] & status.OUTCOME_MASK == status.MISSING)
+        if binding.view.on_missing == "reject" and missing.size:
+            views.append(f"{binding.view.ref} has no features for row {missing[0]} ({missing.size} rows in all)")
+    return "; ".join(views) + "; the view is declared with on_missing: reject"

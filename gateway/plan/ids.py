@@ -1,0 +1,57 @@
+"""Ids as a request has them -> ids as the feature client takes them."""
+
+from collections.abc import Mapping, Sequence
+
+from featureclient.schema import Entity
+from gateway.records.errors import InvalidRequest
+from gateway.records.request import Id
+
+
+def join_ids(entity: Entity, columns: Mapping[str, Sequence[str] | Sequence[int]]) -> Sequence[Id]:
+    """The ids of an entity from columns that are named after its join keys; one id is broadcast to the longest."""
+    names = [key.name for key in entity.join_keys]
+    if columns.keys() != set(names):
+        needs = ", ".join(f"{key.name} ({key.dtype})" for key in entity.join_keys)
+        raise InvalidRequest(
+            f"entity {entity.name} is joined by {needs}; the request has {sorted(columns)}", field="entities"
+        )
+    rows = max(map(len, columns.values()))
+    for name, ids in columns.items():
+        if len(ids) not in (1, rows):
+            raise InvalidRequest(
+                f"join key {name!r} has {len(ids)} ids, the longest has {rows}", field=f"entities.{name}"
+            )
+    return join([typed_ids(key.name, columns[key.name], key.dtype) for key in entity.join_keys], rows)
+
+
+def typed_ids(name: str, ids: Sequence[str] | Sequence[int], dtype: str) -> Sequence[str] | Sequence[int]:
+    """Check the type of an id column. A string for an int64 key must be the canonical decimal of one number."""
+    given = "string" if isinstance(ids[0], str) else "int64"
+    if given == dtype:
+        return ids
+    if dtype == "string":
+        raise InvalidRequest(f"join key {name!r} is a string, the request has int64 ids", field=f"entities.{name}")
+    return [_canonical(name, str(text)) for text in ids]
+
+
+def _canonical(name: str, text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = None
+    if number is None or str(number) != text or not -(2**63) <= number < 2**63:
+        shown = text if len(text) <= 40 else text[:40] + "…"  # noqa: PLR2004 - enough of an id to recognise it
+        raise InvalidRequest(
+            f"{shown!r} is not an int64 in canonical form for join key {name!r}", field=f"entities.{name}"
+        )
+    return number
+
+
+def join(columns: list[Sequence[str] | Sequence[int]], rows: int) -> Sequence[Id]:
+    """The ids of one view: the column itself, or tuples of a composite key's columns."""
+    if len(columns) == 1:
+        return columns[0]
+    longest = max(map(len, columns))
+    if longest == 1:
+        return [tuple(column[0] for column in columns)]
+    return list(zip(*[column if len(column) == rows else [column[0]] * rows for column in columns], strict=True))

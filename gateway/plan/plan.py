@@ -1,0 +1,261 @@
+"""The compiled plan of one model: `bind` a request to it, `assemble` a batch of bound requests into model inputs.
+
+`bind` runs once per request and is where a caller hears that a name, a dtype or a length is wrong. `assemble` runs once
+per batch on rows that the store or the cache gave; it does nothing per request but gather bytes. Nothing a batch reads
+is written in place: overrides go into a copy of the block.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from featureclient.schema import DType, View, ages_ms, apply_age, status
+from gateway.plan.column import Context, PlanColumn, Stored
+from gateway.plan.conform import conform, encoded
+from gateway.plan.ids import join, typed_ids
+from gateway.plan.matrix import Matrix, texts
+from gateway.plan.transform import Transform
+from gateway.records.errors import InvalidRequest, LimitExceeded
+from gateway.records.request import Array, Asked, Id, Override, Request
+
+
+class Binding(NamedTuple):
+    """A view under its alias, and the request columns that carry its join keys."""
+
+    alias: str
+    view: View
+    keys: tuple[str, ...]
+
+
+class ContextColumn(NamedTuple):
+    """A column that the request carries."""
+
+    name: str
+    dtype: DType
+
+
+class Bound(NamedTuple):
+    """What `Request` takes from the plan."""
+
+    rows: int
+    ids: tuple[Sequence[Id], ...]
+    context: tuple[bytes | list[str], ...]
+    overrides: tuple[Override, ...]
+    outputs: tuple[int, ...]
+
+
+class Assembled(NamedTuple):
+    """The inputs of one run and, per view, where its rows came from. Every array has `rows` rows."""
+
+    inputs: dict[str, Array]
+    statuses: tuple[npt.NDArray[np.uint8], ...]
+    ages_ms: tuple[npt.NDArray[np.int64], ...]
+    rejected: npt.NDArray[np.bool_] | None
+    """Rows that a view with `on_missing: reject` does not let through; None when there are none."""
+
+    def only(self, kept: npt.NDArray[np.bool_]) -> "Assembled":
+        """The rows that `kept` marks."""
+        return Assembled(
+            {name: array[kept] for name, array in self.inputs.items()},
+            tuple([codes[kept] for codes in self.statuses]),
+            tuple([ages[kept] for ages in self.ages_ms]),
+            None,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePlan:
+    """A manifest with every name resolved."""
+
+    model: str
+    bindings: tuple[Binding, ...]
+    entities: Mapping[str, str]
+    """Request column -> `string` or `int64`."""
+    context: tuple[ContextColumn, ...]
+    columns: Mapping[str, PlanColumn]
+    transforms: tuple[Transform, ...]
+    matrices: tuple[Matrix, ...]
+    outputs: tuple[str, ...]
+
+    def bind(self, asked: Asked, rows_max: int) -> Bound:
+        """Match the names of a request with the plan's, or raise `InvalidRequest` saying what exists."""
+        if asked.entities.keys() != self.entities.keys():
+            self._explain("entities", asked.entities, self.entities)
+        rows = _row_count(asked)
+        if rows > rows_max:
+            raise LimitExceeded(f"the request has {rows} rows, the limit rows_max is {rows_max}", limit="rows_max")
+        columns = {name: typed_ids(name, ids, self.entities[name]) for name, ids in asked.entities.items()}
+        return Bound(
+            rows,
+            tuple([join([columns[key] for key in binding.keys], rows) for binding in self.bindings]),
+            self._bind_context(asked.context, rows),
+            self._bind_overrides(asked.overrides, rows) if asked.overrides else (),
+            self._bind_outputs(asked.outputs) if asked.outputs else (),
+        )
+
+    def assemble(self, requests: Sequence[Request], stored: Sequence[Sequence[bytes]], now_ms: int) -> Assembled:
+        """Turn a batch into model inputs.
+
+        `stored` has, per view, the cached rows of every id of every request, in order. `now_ms` is milliseconds since
+        the epoch and decides which rows are stale.
+        """
+        rows = sum([request.rows for request in requests])
+        blocks = [
+            np.frombuffer(b"".join(stored[index]), binding.view.layout.block_dtype)
+            for index, binding in enumerate(self.bindings)
+        ]
+        for index, block in enumerate(blocks):
+            if len(block) != rows:
+                blocks[index] = np.repeat(block, _repeats(requests, index))
+        statuses = [
+            apply_age(binding.view, block, now_ms) for binding, block in zip(self.bindings, blocks, strict=True)
+        ]
+        if any(request.overrides for request in requests):
+            self._override(requests, blocks, statuses)
+        context = [self._gather(requests, index) for index in range(len(self.context))]
+        values = _Values(self, blocks, context, rows)
+        return Assembled(
+            {matrix.spec.name: matrix.fill(blocks, rows, values) for matrix in self.matrices},
+            tuple(statuses),
+            tuple([ages_ms(block, now_ms) for block in blocks]),
+            self._rejected(statuses),
+        )
+
+    def _bind_context(self, tensors: Mapping[str, Array], rows: int) -> tuple[bytes | list[str], ...]:
+        if len(tensors) != len(self.context):
+            self._explain("context", tensors, dict(self.context))
+        packed: list[bytes | list[str]] = []
+        for name, dtype in self.context:
+            tensor = tensors.get(name)
+            if tensor is None:
+                self._explain("context", tensors, dict(self.context))
+            array = conform(f"context.{name}", tensors[name], dtype)
+            if dtype.kind == "string":
+                packed.append([*array.tolist()] * (rows // len(array)))
+            else:
+                packed.append(array.tobytes() * (rows // len(array)))
+        return tuple(packed)
+
+    def _bind_overrides(self, tensors: Mapping[str, Array], rows: int) -> tuple[Override, ...]:
+        overrides: list[Override] = []
+        for name, tensor in tensors.items():
+            column = self.columns.get(name)
+            if column is None or not isinstance(column.source, Stored):
+                known = ", ".join(key for key, found in self.columns.items() if isinstance(found.source, Stored))
+                raise InvalidRequest(
+                    f"no stored column {name!r} to override (there are: {known or 'none'})", field=f"overrides.{name}"
+                )
+            array = conform(f"overrides.{name}", tensor, column.dtype)
+            if column.dtype.kind == "string":
+                array = encoded(name, array, column.dtype)
+            if len(array) != rows:
+                array = np.broadcast_to(array, (rows, *array.shape[1:]))
+            overrides.append(Override(column.source.binding, name.partition(".")[2], array))
+        return tuple(overrides)
+
+    def _bind_outputs(self, names: Sequence[str]) -> tuple[int, ...]:
+        unknown = [name for name in names if name not in self.outputs]
+        if unknown:
+            raise InvalidRequest(
+                f"model {self.model} has no output {unknown[0]!r} (it has: {', '.join(self.outputs)})", field="outputs"
+            )
+        return tuple(self.outputs.index(name) for name in dict.fromkeys(names))
+
+    def _explain(self, field: str, given: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+        """Say which columns are unknown or missing. Called only when some are."""
+        needs = ", ".join(f"{name} ({dtype})" for name, dtype in wanted.items()) or "none"
+        for name in given.keys() - wanted.keys():
+            raise InvalidRequest(
+                f"model {self.model} takes no {field} column {name!r} (it takes: {needs})", field=field
+            )
+        missing = ", ".join(sorted(wanted.keys() - given.keys()))
+        raise InvalidRequest(f"{field} column {missing} is missing (model {self.model} takes: {needs})", field=field)
+
+    def _gather(self, requests: Sequence[Request], index: int) -> Array:
+        dtype = self.context[index].dtype
+        parts = [request.context[index] for request in requests]
+        if dtype.kind == "string":
+            return np.array([*chain.from_iterable(parts)], dtype=object)
+        array: Array = np.frombuffer(b"".join(parts), dtype.numpy)  # type: ignore[arg-type]  # strings were handled above
+        return array.reshape(-1, dtype.width) if dtype.length else array
+
+    def _override(
+        self, requests: Sequence[Request], blocks: list[npt.NDArray[np.void]], statuses: list[npt.NDArray[np.uint8]]
+    ) -> None:
+        touched = {override.binding for request in requests for override in request.overrides}
+        for index in touched:
+            blocks[index], statuses[index] = blocks[index].copy(), statuses[index].copy()
+        start = 0
+        for request in requests:
+            span = slice(start, start + request.rows)
+            start = span.stop
+            for binding, column, values in request.overrides:
+                place = self.bindings[binding].view.layout.places[column]
+                cells = blocks[binding][place.run][span, place.start : place.start + place.width]
+                cells[:] = values.reshape(cells.shape)
+                # The cause stays: OVERRIDDEN (ABSENT) says that there was no row under the caller's value.
+                statuses[binding][span] = statuses[binding][span] & status.CAUSE_MASK | status.OVERRIDDEN
+
+    def _rejected(self, statuses: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.bool_] | None:
+        rejected: npt.NDArray[np.bool_] | None = None
+        for binding, codes in zip(self.bindings, statuses, strict=True):
+            if binding.view.on_missing == "reject":
+                missing = codes & status.OUTCOME_MASK == status.MISSING
+                rejected = missing if rejected is None else rejected | missing
+        return rejected if rejected is not None and rejected.any() else None
+
+
+class _Values:
+    """The columns of one batch that are not copied straight from a block; each transform runs at most once."""
+
+    def __init__(
+        self, plan: FeaturePlan, blocks: Sequence[npt.NDArray[np.void]], context: Sequence[Array], rows: int
+    ) -> None:
+        self.plan = plan
+        self.blocks = blocks
+        self.context = context
+        self.rows = rows
+        self.derived: dict[int, Mapping[str, Array]] = {}
+
+    def __call__(self, column: PlanColumn) -> Array:
+        """Return the column as [rows], or [rows, length] for a vector."""
+        source = column.source
+        if isinstance(source, Context):
+            return self.context[source.index]
+        if isinstance(source, Stored):
+            cells = self.blocks[source.binding][source.run][:, source.start : source.start + column.dtype.width]
+            if column.dtype.kind == "string":
+                cells = texts(cells)
+            return cells if column.dtype.length else cells[:, 0]
+        results = self.derived.get(source.transform)
+        if results is None:
+            transform = self.plan.transforms[source.transform]
+            arguments = {name: self(self.plan.columns[of]) for name, of in transform.parameters.items()}
+            results = self.derived[source.transform] = transform.run(arguments, self.rows)
+        return results[source.output]
+
+
+def _row_count(asked: Asked) -> int:
+    """The longest column's length; every other must be as long, or 1."""
+    lengths = {name: len(column) for part in asked[:3] for name, column in part.items()}  # entities, context, overrides
+    if not lengths:
+        raise InvalidRequest("the request has no columns, so it has no rows", field="entities")
+    rows = max(lengths.values())
+    for name, length in lengths.items():
+        if length not in (1, rows):
+            what = "is empty" if length == 0 else f"has {length} rows"
+            raise InvalidRequest(
+                f"column {name!r} {what}; the longest column has {rows}, each needs 1 or {rows}", field=name
+            )
+    if rows == 0:
+        raise InvalidRequest("the request has zero rows", field="entities")
+    return rows
+
+
+def _repeats(requests: Sequence[Request], index: int) -> list[int]:
+    """How many rows each id of view `index` stands for."""
+    return [*chain.from_iterable((r.rows,) if len(r.ids[index]) == 1 else (1,) * r.rows for r in requests)]

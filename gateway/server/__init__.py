@@ -1,0 +1,1 @@
+"""The edge: gRPC and HTTP in and out, settings, and the only constructor (`app.Gateway`)."""

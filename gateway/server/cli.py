@@ -1,0 +1,283 @@
+"""The command `headrace`. Each command says what is wrong in one or a few lines and exits with 1; tracebacks are for
+bugs."""
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
+
+import click
+import grpc
+import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from featureclient.schema import FeatureError
+from gateway.client import CallFailed, HeadraceClient, Prediction
+from gateway.server import settings as settings_file
+
+if TYPE_CHECKING:
+    from gateway.inference import Model
+
+_P = ParamSpec("_P")
+_CONFIG = click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    default=Path("headrace.yaml"),
+    show_default=True,
+    help="The settings file.",
+)
+_TARGET = click.option(
+    "--target", default="127.0.0.1:8500", show_default=True, help="The gateway: host:port or unix:/path."
+)
+
+
+def _command(run: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P, None]:
+    """Run a coroutine on uvloop; what a user can mend is one message, not a traceback."""
+
+    @wraps(run)
+    def command(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            uvloop.run(run(*args, **kwargs))
+        except (FeatureError, CallFailed, OSError) as error:
+            _stop(str(error))
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+    return command
+
+
+def _stop(message: str) -> NoReturn:
+    click.echo(f"headrace: {message}", err=True)
+    sys.exit(1)
+
+
+@click.group()
+@click.version_option(package_name="headrace")
+def main() -> None:
+    """Headrace: entity ids in, predictions out, over gRPC."""
+
+
+@main.command()
+@_CONFIG
+@click.option("--transport", type=click.Choice(["fast", "grpcio"]), help="Override the setting `transport`.")
+@click.option("--log-level", default="INFO", show_default=True, help="DEBUG, INFO, WARNING or ERROR.")
+@_command
+async def serve(config: Path, transport: str | None, log_level: str) -> None:
+    """Serve predictions until SIGTERM or Ctrl-C."""
+    from gateway.server.app import Gateway  # the other commands need none of the server
+
+    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    settings = settings_file.load(config, {"transport": transport} if transport else None)
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    async with Gateway(settings):
+        await stopping.wait()
+        logging.getLogger(__name__).info("stopping")
+
+
+@main.command()
+@_CONFIG
+@click.option("--view", required=True, help="The view, as plane_stats@1.")
+@click.option(
+    "--from",
+    "source",
+    required=True,
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A Parquet, CSV or Arrow file whose columns are the join keys, the features and, if known, event_time_ms.",
+)
+@click.option(
+    "--on-bad-row",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    show_default=True,
+    help="A row that cannot be written: stop, or name it and load the rest.",
+)
+@click.option("--resume/--restart", default=True, show_default=True, help="Go on where an interrupted load stopped.")
+@_command
+async def load(config: Path, view: str, source: Path, on_bad_row: str, resume: bool) -> None:
+    """Load rows of a feature view into the store."""
+    from featureclient.client import FeatureClient
+    from featureclient.load import load_file
+    from featureclient.schema import Catalogue
+    from featureclient.store.redis import RedisStore
+
+    settings = settings_file.load(config)
+    catalogue = Catalogue.load(settings.catalogue)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    async with FeatureClient(catalogue, RedisStore(settings.store), settings.features) as client:
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            task = progress.add_task(view, total=None)
+            report = await load_file(
+                client,
+                view,
+                source,
+                on_bad_row="skip" if on_bad_row == "skip" else "stop",
+                resume=resume,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )
+    click.echo(str(report))
+
+
+@main.command()
+@_CONFIG
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@_command
+async def models(config: Path, as_json: bool) -> None:
+    """Load the models of a configuration, check them, and print what each takes and gives."""
+    from featureclient.schema import Catalogue
+    from gateway.server.app import load_models
+
+    settings = settings_file.load(config)
+    loaded = await load_models(settings, Catalogue.load(settings.catalogue))
+    if as_json:
+        click.echo(json.dumps([_describe(model) for model in loaded], indent=2))
+        return
+    table = Table("model", "version", "entities", "context", "views", "outputs")
+    for model in loaded:
+        table.add_row(
+            model.name,
+            " ".join([str(model.version), *model.labels]),
+            "\n".join(f"{name}: {dtype}" for name, dtype in model.plan.entities.items()),
+            "\n".join(f"{column.name}: {column.dtype}" for column in model.plan.context),
+            "\n".join(f"{binding.alias}: {binding.view.ref}" for binding in model.plan.bindings),
+            "\n".join(map(str, model.signature.outputs)),
+        )
+    Console().print(table)
+
+
+@main.command()
+@_TARGET
+@click.argument("model")
+@click.option("--entity", "-e", "entities", multiple=True, metavar="NAME=ID,ID", help="Ids of a request column.")
+@click.option(
+    "--context", "-c", "context", multiple=True, metavar="NAME=VALUE,VALUE", help="Values of a context column."
+)
+@click.option(
+    "--override", "-o", "overrides", multiple=True, metavar="ALIAS.COLUMN=VALUE", help="Replace a stored value."
+)
+@click.option("--version", "version", type=int, help="A version; the default is the server's.")
+@click.option("--features", is_flag=True, help="Show the inputs as the model saw them.")
+@click.option("--timeout-s", default=10.0, show_default=True, help="The deadline.")
+@_command
+async def predict(
+    *,
+    target: str,
+    model: str,
+    entities: tuple[str, ...],
+    context: tuple[str, ...],
+    overrides: tuple[str, ...],
+    version: int | None,
+    features: bool,
+    timeout_s: float,
+) -> None:
+    """Ask a running gateway for predictions and print a table.
+
+    An id that is a decimal number is sent as an int64; write NAME=:ID for a string of digits.
+    """
+    async with HeadraceClient(target) as client:
+        prediction = await client.predict(
+            model,
+            dict(_pair(text, _ids) for text in entities),
+            dict(_pair(text, _numbers) for text in context),
+            overrides=dict(_pair(text, _numbers) for text in overrides),
+            version=version,
+            return_features=features,
+            timeout_s=timeout_s,
+        )
+    _print(prediction)
+
+
+@main.command()
+@_TARGET
+@click.option("--timeout-s", default=3.0, show_default=True, help="How long to wait.")
+def health(target: str, timeout_s: float) -> None:
+    """Exit with 0 when the gateway is ready to serve."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    with grpc.insecure_channel(target) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]  # the stubs package leaves it out
+                health_pb2.HealthCheckRequest(), timeout=timeout_s
+            )
+        except grpc.RpcError as error:
+            _stop(f"{target}: {error.details()}")
+    serving = answer.status == health_pb2.HealthCheckResponse.SERVING
+    click.echo(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
+    sys.exit(0 if serving else 1)
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True}, add_help_option=False)
+@click.pass_context
+def demo(context: click.Context) -> None:
+    """Predict real flights: starts Redis, loads features, serves, and sends requests. See `headrace demo --help`."""
+    try:
+        from examples.flights.demo import main as run
+    except ImportError as error:
+        _stop(f"the demo runs in a checkout of the repository with `pip install -e '.[demo]'` ({error})")
+    run(context.args)
+
+
+def _describe(model: "Model") -> dict[str, Any]:
+    return {
+        "model": model.name,
+        "version": model.version,
+        "labels": list(model.labels),
+        "entities": dict(model.plan.entities),
+        "context": {column.name: str(column.dtype) for column in model.plan.context},
+        "views": {binding.alias: binding.view.ref for binding in model.plan.bindings},
+        "inputs": [str(spec) for spec in model.signature.inputs],
+        "outputs": [str(spec) for spec in model.signature.outputs],
+    }
+
+
+def _pair(text: str, read: Callable[[str], Any]) -> tuple[str, Any]:
+    name, equals, values = text.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{text!r} is not NAME=VALUE")
+    return name, read(values)
+
+
+def _ids(text: str) -> list[int] | list[str]:
+    values = text.split(",")
+    if all(value.removeprefix("-").isdecimal() for value in values):
+        return [int(value) for value in values]
+    return [value.removeprefix(":") for value in values]
+
+
+def _numbers(text: str) -> list[float] | list[int] | list[str]:
+    values = text.split(",")
+    for kind in (int, float):
+        try:
+            return [kind(value) for value in values]
+        except ValueError:
+            continue
+    return values
+
+
+def _print(prediction: Prediction) -> None:
+    from featureclient.schema import status
+
+    table = Table(title=f"{prediction.model}/{prediction.version} {prediction.request_id}")
+    for name in (*prediction.outputs, *prediction.views, *prediction.features):
+        table.add_column(name)
+    for row in range(len(next(iter(prediction.outputs.values())))):
+        table.add_row(
+            *(str(values[row].tolist()) for values in prediction.outputs.values()),
+            *(status.describe(int(rows.status[row])) for rows in prediction.views.values()),
+            *(str(values[row].tolist()) for values in prediction.features.values()),
+        )
+    Console().print(table)
+    for warning in prediction.warnings:
+        click.echo(f"warning: {warning}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Settings: one YAML file, overridden by the environment. The only place that reads either.
+
+Each section is the options class of the room it belongs to, so a setting is documented where it is used. An environment
+variable is `HEADRACE_` and the path of the field with `__` between its parts: `HEADRACE_STORE__URL`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from pydantic import ConfigDict, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource
+
+from featureclient.client import ClientOptions
+from featureclient.schema import document
+from featureclient.store.redis import RedisOptions
+from gateway.inference import InferenceOptions
+from gateway.pipeline import PipelineOptions
+from gateway.server.http import HttpOptions
+from gateway.server.predict import PredictOptions
+from gateway.transport import Address, TransportOptions
+
+_ENVIRONMENT = "HEADRACE_"
+
+
+class Settings(BaseSettings):
+    """Everything that can be set."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)  # type: ignore[assignment]  # pydantic-settings narrows the type and takes any
+
+    catalogue: Path
+    """The features.yaml with entities and views."""
+    models: Path
+    """The folder of the model repository."""
+    transform_modules: tuple[str, ...] = ()
+    """Python modules in which manifests may name transforms. Nothing outside them is imported."""
+    transform_path: Path | None = None
+    """A folder in which these modules are looked for first."""
+    transport: Literal["fast", "grpcio"] = "grpcio"
+    """How gRPC is spoken: our own layer, or `grpc.aio`."""
+    grpc: TransportOptions = TransportOptions()
+    http: HttpOptions = HttpOptions()
+    store: RedisOptions = RedisOptions()
+    features: ClientOptions = ClientOptions()
+    predict: PredictOptions = PredictOptions()
+    pipeline: PipelineOptions = PipelineOptions()
+    inference: InferenceOptions = InferenceOptions()
+    start_without_store: bool = False
+    """Be ready before the feature store has answered once."""
+    expose_features: Literal["local", "always", "never"] = "local"
+    """Who may read and write features (`return_features`, FeatureService): `local` means everybody as long as the
+    server listens on loopback and Unix sockets only."""
+    stop_grace_s: float = 10.0
+    """How long a stop waits for calls in flight, seconds."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.stop_grace_s < 0:
+            raise ValueError("stop_grace_s must not be negative")
+        return self
+
+    @property
+    def features_exposed(self) -> bool:
+        """Whether callers may see and write features."""
+        if self.expose_features == "local":
+            return all(_is_local(address) for address in self.grpc.addresses)
+        return self.expose_features == "always"
+
+
+def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read the file, then the environment, then `overrides` (nested mappings). Raises `ConfigError`."""
+    source = document.read(path)
+    content = _merge(source.content, EnvSettingsSource(Settings, env_prefix=_ENVIRONMENT, env_nested_delimiter="__")())
+    content = _merge(content, overrides or {})
+    for name in ("catalogue", "models", "transform_path"):
+        if isinstance(content.get(name), str):
+            content[name] = str(path.parent / content[name])
+    return document.validate(replace(source, content=content), Settings)
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        inner = merged.get(name)
+        merged[name] = _merge(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def _is_local(address: Address) -> bool:
+    return bool(address.path) or address.host in {"localhost", "::1"} or address.host.startswith("127.")

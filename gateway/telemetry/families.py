@@ -1,0 +1,129 @@
+"""From counts to metric families: what one scrape shows. The names here are the public ones of docs/metrics.md.
+
+Runs in the thread of the scrape. Each function copies what it reads first, so the loop may go on counting.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from featureclient.cache import CacheSnapshot
+from featureclient.schema import status
+from gateway.telemetry.histogram import Histogram
+from gateway.telemetry.tally import STAGES, UNKNOWN, ModelTally, StoreTally, ViewTally
+
+NONE = "none"
+"""The label of a row whose status has no cause."""
+
+_OUTCOMES = {
+    getattr(status, name): name
+    for name in ("UNSET", "PRESENT", "STALE", "COMPUTED", "DEFAULTED", "MISSING", "OVERRIDDEN")
+}
+_CAUSES = {getattr(status, name): name for name in ("ABSENT", "INVALID", "EXPIRED", "UNREACHED", "TIMED_OUT")}
+
+
+def model_families(models: Mapping[str, ModelTally]) -> Iterator[Metric]:
+    """Requests, their durations and stages, and batches, per model."""
+    requests = CounterMetricFamily(
+        "headrace_requests", "Requests that ended, by the gRPC status code of the answer.", labels=("model", "code")
+    )
+    parked = CounterMetricFamily(
+        "headrace_parked_requests", "Answered requests that waited for the store.", labels=("model",)
+    )
+    batches = CounterMetricFamily(
+        "headrace_batches", "Runs of the model, on the event loop or in its worker thread.", labels=("model", "where")
+    )
+    duration = HistogramMetricFamily(
+        "headrace_request_duration_seconds", "From the complete request to its answer, errors too.", labels=("model",)
+    )
+    stages = HistogramMetricFamily(
+        "headrace_stage_duration_seconds",
+        "Time in one stage: wait is per request, assemble, run and reply are per batch.",
+        labels=("model", "stage"),
+    )
+    rows = HistogramMetricFamily("headrace_batch_rows", "Rows in one run of the model.", labels=("model",))
+    for model, tally in models.items():
+        for code, value in tally.codes.copy().items():
+            requests.add_metric((model, code), value)
+        parked.add_metric((model,), tally.parked)
+        batches.add_metric((model, "loop"), tally.inline)
+        batches.add_metric((model, "thread"), tally.threaded)
+        _add_histogram(duration, (model,), tally.duration)
+        for stage, histogram in zip(STAGES, tally.stages, strict=True):
+            _add_histogram(stages, (model, stage), histogram)
+        _add_histogram(rows, (model,), tally.batch_rows)
+    yield from (requests, parked, batches, duration, stages, rows)
+
+
+def view_families(views: Mapping[str, ViewTally]) -> Iterator[Metric]:
+    """Rows that models saw, by status, and rows that were refused, per view."""
+    rows = CounterMetricFamily(
+        "headrace_rows",
+        "Rows that models saw, by the outcome and cause of their status.",
+        labels=("view", "status", "cause"),
+    )
+    invalid = CounterMetricFamily(
+        "headrace_invalid_rows", "Rows from the store that were refused when read.", labels=("view", "reason")
+    )
+    for view, tally in views.items():
+        for byte, count in enumerate(tally.rows.tolist()):
+            if count or byte == status.PRESENT:
+                rows.add_metric((view, *_status_labels(byte)), count)
+        for reason, count in tally.invalid.copy().items():
+            invalid.add_metric((view, reason), count)
+    yield from (rows, invalid)
+
+
+def store_families(store: StoreTally) -> Iterator[Metric]:
+    """Round trips to the store."""
+    duration = HistogramMetricFamily(
+        "headrace_store_duration_seconds", "Round trips that the store answered.", labels=("operation",)
+    )
+    _add_histogram(duration, ("read",), store.read)
+    _add_histogram(duration, ("write",), store.write)
+    errors = CounterMetricFamily(
+        "headrace_store_errors", "Round trips that failed or timed out.", labels=("operation",)
+    )
+    errors.add_metric(("read",), store.read_errors)
+    errors.add_metric(("write",), store.write_errors)
+    keys = HistogramMetricFamily("headrace_store_read_keys", "Keys asked for in one read.", labels=())
+    _add_histogram(keys, (), store.read_keys)
+    yield from (duration, errors, keys)
+    yield CounterMetricFamily("headrace_store_keys_found", "Keys that the store had a row for.", value=store.keys_found)
+    yield CounterMetricFamily(
+        "headrace_store_shed_keys", "Keys never asked for: too many were waiting already.", value=store.shed_keys
+    )
+    yield CounterMetricFamily("headrace_store_written_rows", "Rows written by this process.", value=store.written_rows)
+
+
+def cache_families(caches: Mapping[str, CacheSnapshot]) -> Iterator[Metric]:
+    """The cache of each view at this moment."""
+    entries = GaugeMetricFamily("headrace_cache_entries", "Rows in the cache.", labels=("view",))
+    negatives = GaugeMetricFamily(
+        "headrace_cache_negative_entries", "Ids known to be absent from the store.", labels=("view",)
+    )
+    size = GaugeMetricFamily("headrace_cache_size_bytes", "Bytes that the cache holds.", labels=("view",))
+    limit = GaugeMetricFamily("headrace_cache_limit_bytes", "Bytes that the cache may hold.", labels=("view",))
+    hits = CounterMetricFamily("headrace_cache_hits", "Lookups that the cache answered.", labels=("view",))
+    misses = CounterMetricFamily("headrace_cache_misses", "Lookups that went to the store.", labels=("view",))
+    evictions = CounterMetricFamily("headrace_cache_evictions", "Rows dropped for want of room.", labels=("view",))
+    for view, cache in caches.items():
+        entries.add_metric((view,), cache.entries)
+        negatives.add_metric((view,), cache.negatives)
+        size.add_metric((view,), cache.bytes)
+        limit.add_metric((view,), cache.bytes_max)
+        hits.add_metric((view,), cache.hits)
+        misses.add_metric((view,), cache.misses)
+        evictions.add_metric((view,), cache.evictions)
+    yield from (entries, negatives, size, limit, hits, misses, evictions)
+
+
+def _status_labels(byte: int) -> tuple[str, str]:
+    cause = byte & status.CAUSE_MASK
+    return _OUTCOMES.get(byte & status.OUTCOME_MASK, UNKNOWN), _CAUSES.get(cause, UNKNOWN) if cause else NONE
+
+
+def _add_histogram(family: HistogramMetricFamily, labels: Iterable[str], histogram: Histogram) -> None:
+    reading = histogram.read()
+    bounds = (*(f"{bound:.12g}" for bound in reading.bounds), "+Inf")
+    family.add_metric(tuple(labels), list(zip(bounds, reading.cumulative, strict=True)), reading.sum)

@@ -1,0 +1,178 @@
+"""The counts themselves: what happened, per model, per view and for the store, in plain integers and arrays.
+
+The event loop adds, once per batch or event; the scrape's thread reads copies. Nothing here knows Prometheus.
+"""
+
+from array import array
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from featureclient.events import Event, ReadShed, RowInvalid, StoreRead, StoreWrite
+from featureclient.wire.reader import REASONS
+from gateway.records.report import BatchReport, FailureReport
+from gateway.telemetry.histogram import FEW_VALUES, Histogram, decades
+from gateway.telemetry.labels import OTHER, Labelled
+
+MODELS_MAX = 500
+VIEWS_MAX = 500
+
+NO_MODEL = "none"
+"""The label of a request that named no model that exists."""
+
+OK = "OK"
+UNKNOWN = "UNKNOWN"
+CODES = (
+    OK,
+    "CANCELLED",
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "FAILED_PRECONDITION",
+    "RESOURCE_EXHAUSTED",
+    "DEADLINE_EXCEEDED",
+    "UNAVAILABLE",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+    "INTERNAL",
+    UNKNOWN,
+)
+"""What the gateway answers. Each exists at zero from a model's first day, since `rate` cannot see a series' birth."""
+
+STAGES = ("wait", "assemble", "run", "reply")
+
+REQUEST_BOUNDS_S = (*decades(-4, -1, (1, 1.5, 2, 3, 5, 7)), 1.0, 2.0, 5.0, 10.0, 30.0)
+STAGE_BOUNDS_S = (5e-6, *decades(-5, -1, (1, 2, 5)), 1.0, 2.0, 5.0, 10.0)
+STORE_BOUNDS_S = (*decades(-4, -1, (1, 2, 5)), 1.0, 2.0, 5.0)
+COUNT_BOUNDS = tuple(float(1 << power) for power in range(15))
+
+
+class ModelTally:
+    """Everything that is counted per model."""
+
+    __slots__ = ("batch_rows", "codes", "duration", "inline", "parked", "stages", "threaded")
+
+    def __init__(self) -> None:
+        self.codes = dict.fromkeys(CODES, 0)
+        self.parked = 0
+        self.inline = 0
+        self.threaded = 0
+        self.duration = Histogram(REQUEST_BOUNDS_S)
+        self.stages = tuple(Histogram(STAGE_BOUNDS_S) for _ in STAGES)
+        self.batch_rows = Histogram(COUNT_BOUNDS)
+
+    def observe(self, report: BatchReport) -> None:
+        """Add one batch: a duration and a wait per request, the other stages once."""
+        arrived, ready, answered = report.arrived, report.ready, report.answered
+        requests = len(arrived)
+        wait, assemble, run, reply = self.stages
+        self.codes[OK] += requests
+        self.parked += report.parked
+        if report.threaded:
+            self.threaded += 1
+        else:
+            self.inline += 1
+        if requests <= FEW_VALUES:
+            self.duration.add_few([answered - moment for moment in arrived])
+            wait.add_few([ready - moment for moment in arrived])
+        else:
+            moments = np.asarray(arrived, np.float64)
+            self.duration.add_block(answered - moments)
+            wait.add_block(ready - moments)
+        assemble.add(report.assembled - ready)
+        run.add(report.computed - report.assembled)
+        reply.add(answered - report.computed)
+        self.batch_rows.add(report.rows)
+
+    def fail(self, report: FailureReport) -> None:
+        """Add requests that ended in an error; their durations count as any other's."""
+        code = report.code if report.code in self.codes else UNKNOWN
+        self.codes[code] += len(report.arrived)
+        self.duration.add_few([report.ended - moment for moment in report.arrived])
+
+
+class ViewTally:
+    """Rows of one view by status byte, and the rows that were refused on their way in, by reason."""
+
+    __slots__ = ("_vector", "invalid", "rows")
+
+    def __init__(self) -> None:
+        self.rows = array("q", bytes(8 * 256))
+        self._vector = np.frombuffer(self.rows, np.int64)
+        self.invalid = dict.fromkeys((*REASONS, OTHER), 0)
+
+    def add_rows(self, statuses: npt.NDArray[np.uint8]) -> None:
+        """Add one status per row. Most blocks have one status throughout, which costs one pass in C."""
+        raw = statuses.tobytes()
+        if not raw:
+            return
+        first = raw[0]
+        if raw.count(first) == len(raw):
+            self.rows[first] += len(raw)
+        else:
+            self._vector += np.bincount(statuses, minlength=256)
+
+    def add_invalid(self, reason: str) -> None:
+        """Add a row that was refused."""
+        self.invalid[reason if reason in self.invalid else OTHER] += 1
+
+
+class StoreTally:
+    """Round trips to the store. The histograms hold those that were answered; the others are errors."""
+
+    __slots__ = ("keys_found", "read", "read_errors", "read_keys", "shed_keys", "write", "write_errors", "written_rows")
+
+    def __init__(self) -> None:
+        self.read = Histogram(STORE_BOUNDS_S)
+        self.read_keys = Histogram(COUNT_BOUNDS)
+        self.read_errors = 0
+        self.keys_found = 0
+        self.shed_keys = 0
+        self.write = Histogram(STORE_BOUNDS_S)
+        self.write_errors = 0
+        self.written_rows = 0
+
+
+class Tally:
+    """All counts of the process."""
+
+    def __init__(self) -> None:
+        self.models: Labelled[ModelTally] = Labelled(ModelTally, MODELS_MAX)
+        self.views: Labelled[ViewTally] = Labelled(ViewTally, VIEWS_MAX)
+        self.store = StoreTally()
+
+    def expect(self, model: str, views: Iterable[str]) -> None:
+        """Make the entries of a model and its views, at zero."""
+        for entries, names in ((self.models, (model,)), (self.views, views)):
+            for name in names:
+                entries[name]
+
+    def observe(self, report: BatchReport) -> None:
+        """Add a batch that was answered."""
+        self.models[report.model].observe(report)
+        for view, statuses in report.statuses.items():
+            self.views[view].add_rows(statuses)
+
+    def fail(self, report: FailureReport) -> None:
+        """Add requests that got an error."""
+        self.models[report.model or NO_MODEL].fail(report)
+
+    def store_event(self, event: Event) -> None:
+        """Add what the feature client did with the store."""
+        store = self.store
+        match event:
+            case StoreRead(error=None):
+                store.read.add(event.seconds)
+                store.read_keys.add(event.keys)
+                store.keys_found += event.found
+            case StoreRead():
+                store.read_errors += 1
+            case StoreWrite(error=None):
+                store.write.add(event.seconds)
+                store.written_rows += event.rows
+            case StoreWrite():
+                store.write_errors += 1
+            case RowInvalid():
+                self.views[event.view].add_invalid(event.reason)
+            case ReadShed():
+                store.shed_keys += event.keys
