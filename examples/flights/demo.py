@@ -1,0 +1,307 @@
+"""`headrace demo`: real flights of October to December through a real gateway, watched from the first row to the last.
+
+    embedded Redis ─▶ load the views ─▶ gateway ─▶ flights over gRPC ─▶ table, summary ─▶ stay up until Ctrl-C
+
+Everything that is started is ended, in the reverse order, however the demo ends: `run_demo` turns SIGINT and SIGTERM
+into the cancellation of its own work, so the context managers below unwind. People read the console; with `json` that
+is stderr, and the only line of stdout is the summary, printed when everything has stopped.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import uvloop
+from rich.console import Console, JustifyMethod
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from examples.flights.data import DataMissing, Flights, read_flights
+from examples.flights.features import CATALOGUE, VIEWS, Features, context_columns, entity_columns
+from examples.flights.redis_process import RedisFailed, RedisMissing, embedded_redis
+from examples.flights.traffic import MODEL, Answer, Summary, questions, send, summarise
+from featureclient.client import FeatureClient
+from featureclient.schema import Catalogue, FeatureError, status
+from featureclient.store.redis import RedisOptions, RedisStore
+from gateway.client import HeadraceClient
+from gateway.server import settings
+from gateway.server.app import Gateway
+
+CONFIG = Path(__file__).with_name("headrace.yaml")
+HOST = "127.0.0.1"
+FIRST_MONTH = 10
+
+LOAD_ROWS = 2_000
+"""Rows a write: enough to be fast, few enough for a bar that moves."""
+TABLE_ROWS = 15
+DEFAULTED_ROWS = 3
+"""At least so many of the table's rows, where there are, have a feature that the store did not know."""
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """How to run the demo."""
+
+    once: bool = False
+    """End after the summary instead of staying up."""
+    json: bool = False
+    """Print the summary as one line of JSON, last, on stdout; everything else goes to stderr."""
+    rows: int = 6_000
+    """How many flights to ask about."""
+    port: int = 8500
+    """Where gRPC listens; a free port is taken when this one is not free."""
+    http_port: int = 8501
+    """Where metrics and health are served; likewise."""
+
+    def __post_init__(self) -> None:
+        if self.rows < 1:
+            raise ValueError(f"rows must be at least 1, not {self.rows}")
+
+
+async def run_demo(options: DemoOptions) -> Summary | None:
+    """Run the demo; return the summary, or None when a signal came before there was one.
+
+    Raises `RedisMissing`, `RedisFailed` or `DataMissing` with a message that says what to do.
+    """
+    console = Console(stderr=options.json)
+    demo = _Demo(options, console)
+    loop = asyncio.get_running_loop()
+    work = asyncio.create_task(demo.run(), name="demo")
+
+    def interrupt() -> None:
+        # Once: a second Ctrl-C must not cut short the ending that the first one began.
+        if not work.cancelling():
+            work.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    try:
+        await asyncio.wait([work])
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)
+    if not work.cancelled():
+        work.result()
+    console.print("stopped")
+    if options.json and demo.summary is not None:
+        print(json.dumps(asdict(demo.summary)), flush=True)
+    return demo.summary
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse, run, and exit: 0, 1 with a message that says what to do, or 130 when interrupted before the summary."""
+    defaults = DemoOptions()
+    parser = argparse.ArgumentParser(prog="headrace demo", description="Predict real flights with a real gateway.")
+    parser.add_argument("--once", action="store_true", help="end after the summary instead of staying up")
+    parser.add_argument("--json", action="store_true", help="print the summary as JSON, as the last line of stdout")
+    parser.add_argument("--rows", type=int, default=defaults.rows, help="flights to ask about (default: %(default)s)")
+    parser.add_argument("--port", type=int, default=defaults.port, help="gRPC port (default: %(default)s)")
+    parser.add_argument("--http-port", type=int, default=defaults.http_port, help="metrics port (default: %(default)s)")
+    try:
+        options = DemoOptions(**vars(parser.parse_args(arguments)))
+    except ValueError as error:
+        parser.error(str(error))
+    try:
+        summary = uvloop.run(run_demo(options))
+    except (RedisMissing, RedisFailed, DataMissing, FeatureError, OSError) as error:
+        sys.exit(f"headrace demo: {error}")
+    sys.exit(0 if summary else 130)
+
+
+class _Demo:
+    """The acts of the demo, in order."""
+
+    def __init__(self, options: DemoOptions, console: Console) -> None:
+        self.options = options
+        self.console = console
+        self.summary: Summary | None = None
+
+    async def run(self) -> None:
+        async with embedded_redis() as url:
+            self.console.print(f"Redis on {url}")
+            test = await self._load(url)
+            async with self._gateway(url) as gateway:
+                address = gateway.addresses[0]
+                self.console.print(f"gateway on {address}, metrics on http://{gateway.http_address}")
+                async with HeadraceClient(address) as client:
+                    answers = await self._ask(client, test)
+                self.summary = summarise(answers, _hit_ratio(gateway))
+                self.console.print(_table(answers))
+                self.console.print(_summary_text(self.summary, answers))
+                if not self.options.once:
+                    self.console.print(_where_next(address, gateway.http_address, url, test))
+                    await asyncio.Event().wait()
+
+    async def _load(self, url: str) -> Flights:
+        """Put the views of 2013-09-30 into the store; return the flights after that day."""
+        with self.console.status("reading the flights of 2013"):
+            # A thread, so that a signal is heard meanwhile.
+            flights = await asyncio.to_thread(read_flights)
+            features = await asyncio.to_thread(Features.read, flights)
+        catalogue = Catalogue.load(CATALOGUE)
+        async with FeatureClient(catalogue, RedisStore(RedisOptions(url=url))) as client:
+            with _progress(self.console) as progress:
+                for view in VIEWS:
+                    table = await asyncio.to_thread(features.table, view)
+                    task = progress.add_task(f"load {view}@1", total=table.num_rows)
+                    for start in range(0, table.num_rows, LOAD_ROWS):
+                        part = table.slice(start, LOAD_ROWS)
+                        await client.write(f"{view}@1", part)
+                        progress.advance(task, part.num_rows)
+        return flights.take(flights.month >= FIRST_MONTH)
+
+    @contextlib.asynccontextmanager
+    async def _gateway(self, url: str) -> AsyncIterator[Gateway]:
+        overrides: dict[str, Any] = {
+            "grpc": {"listen": [f"{HOST}:{self._port('gRPC', self.options.port)}"]},
+            "http": {"listen": f"{HOST}:{self._port('HTTP', self.options.http_port)}"},
+            "store": {"url": url},
+        }
+        async with Gateway(settings.load(CONFIG, overrides)) as gateway:
+            await gateway.wait_ready()
+            yield gateway
+
+    def _port(self, what: str, wanted: int) -> int:
+        if _is_free(wanted):
+            return wanted
+        self.console.print(f"[yellow]port {wanted} is taken, so {what} listens on a free one[/yellow]")
+        return 0
+
+    async def _ask(self, client: HeadraceClient, test: Flights) -> list[Answer]:
+        asked = questions(test, self.options.rows)
+        with _progress(self.console) as progress:
+            task = progress.add_task("predict", total=len(asked))
+            return await send(client, asked, lambda _: progress.advance(task))
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description:24}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+    )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # As a server does it: a port whose last connections are still closing is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def _hit_ratio(gateway: Gateway) -> float | None:
+    """The share of lookups that the cache answered, from the gateway's own metrics."""
+    counts = {"headrace_cache_hits_total": 0.0, "headrace_cache_misses_total": 0.0}
+    for family in gateway.telemetry.registry.collect():
+        for sample in family.samples:
+            if sample.name in counts:
+                counts[sample.name] += sample.value
+    hits, misses = counts.values()
+    return hits / (hits + misses) if hits + misses else None
+
+
+_HEADINGS: Sequence[tuple[str, JustifyMethod]] = (
+    ("left (UTC)", "left"),
+    ("flight", "left"),
+    ("plane", "left"),
+    ("route", "left"),
+    ("delay", "right"),
+    ("p(late)", "right"),
+    ("what happened", "left"),
+    ("features", "left"),
+    ("ms", "right"),
+)
+
+
+def _table(answers: Sequence[Answer]) -> Table:
+    table = Table(title="Will it arrive 15 minutes late or more? Asked when it left.")
+    for heading, justify in _HEADINGS:
+        table.add_column(heading, justify=justify)
+    for answer in _shown(answers):
+        table.add_row(*_cells(answer))
+    return table
+
+
+def _shown(answers: Sequence[Answer]) -> list[Answer]:
+    """Answers about one flight: some from the whole period, some of which had to do without a feature."""
+    single = [answer for answer in answers if len(answer.flights) == 1]
+    without = [answer for answer in single if not _all_present(answer)][:DEFAULTED_ROWS]
+    rest = [answer for answer in single if _all_present(answer)]
+    count = min(len(rest), TABLE_ROWS - len(without))
+    spread = [rest[place] for place in np.linspace(0, len(rest) - 1, count).astype(int)]
+    return sorted(spread + without, key=lambda answer: int(answer.flights.departed_min[0]))
+
+
+def _all_present(answer: Answer) -> bool:
+    return not answer.error and all((codes == status.PRESENT).all() for codes in answer.statuses.values())
+
+
+def _cells(answer: Answer) -> Iterable[str]:
+    flight = answer.flights
+    yield str(flight.departed_min.astype("datetime64[m]")[0])[5:].replace("T", " ")
+    yield f"{flight.carrier[0]} {flight.number[0]}"
+    yield str(flight.tailnum[0])
+    yield f"{flight.origin[0]}→{flight.dest[0]}"
+    yield f"{flight.dep_delay[0]:+.0f} min"
+    yield "-" if answer.probability is None else f"{answer.probability[0]:.2f}"
+    delay = f"{flight.arr_delay[0]:+.0f} min"
+    yield f"[red]late[/red] {delay}" if flight.late[0] else f"[green]fine[/green] {delay}"
+    yield answer.error or _statuses(answer)
+    yield f"{answer.seconds * 1e3:.1f}"
+
+
+def _statuses(answer: Answer) -> str:
+    others = [
+        f"{alias} {status.describe(int(codes[0]))}"
+        for alias, codes in answer.statuses.items()
+        if codes[0] != status.PRESENT
+    ]
+    return ", ".join(others) or f"all {len(answer.statuses)} PRESENT"
+
+
+def _summary_text(summary: Summary, answers: Sequence[Answer]) -> str:
+    lines = [
+        f"{summary.requests:,} requests about {summary.rows:,} flights, {summary.errors} errors",
+        f"latency p50 {_shown_number(summary.p50_ms)} ms, p99 {_shown_number(summary.p99_ms)} ms"
+        " (seen by a client in the same process)",
+        f"cache hit ratio {_shown_number(summary.cache_hit_ratio)}",
+        f"AUC {_shown_number(summary.auc)}, of the departure delay alone {_shown_number(summary.auc_baseline)}",
+    ]
+    lines += [f"[red]first error: {answer.error}[/red]" for answer in answers if answer.error][:1]
+    return "\n".join(lines)
+
+
+def _shown_number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:g}"
+
+
+def _where_next(address: str, http_address: str, redis_url: str, test: Flights) -> str:
+    flight = test.take(np.array([0]))
+    entities = " ".join(f"-e {name}={column[0]}" for name, column in entity_columns(flight).items())
+    context = " ".join(f"-c {name}={column[0]:g}" for name, column in context_columns(flight).items())
+    return "\n".join(
+        [
+            "",
+            "[bold]Still up; in a second terminal:[/bold]",
+            f"  headrace predict {MODEL} --target {address} {entities} {context}",
+            f"  grpcurl -plaintext {address} list",
+            f"  curl -s http://{http_address}/metrics",
+            f"  redis-cli -s {redis_url.removeprefix('unix://')} dbsize",
+            "Ctrl-C ends it.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
