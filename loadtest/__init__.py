@@ -1,0 +1,1 @@
+"""Load tests and the side-by-side benchmark. Nothing here is imported by the server."""

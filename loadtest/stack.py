@@ -1,0 +1,139 @@
+"""The servers of a load test, one context manager each: Redis with its rows, Headrace, the baseline, the echoes.
+
+Both servers read the same features from the same Redis, each in its own layout: Headrace's rows are written by
+`featureclient`, the baseline's are 200 bytes of float32 under `p:user:N`.
+"""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import redis
+
+from featureclient.client import FeatureClient
+from featureclient.schema import Catalogue
+from featureclient.store.redis import RedisOptions, RedisStore
+from loadtest import workload
+from loadtest.baseline.handwritten import KEY_PREFIX
+from loadtest.processes import Running, free_port, running
+
+WRITE_ROWS = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A certificate for `localhost`, signed by itself; both files are PEM."""
+
+    file: Path
+    key: Path
+
+
+def make_certificate(folder: Path) -> Certificate:
+    """A fresh ECDSA P-256 certificate, valid for a day."""
+    certificate = Certificate(folder / "certificate.pem", folder / "key.pem")
+    command = ["openssl", "req", "-x509", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    command += ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1"]
+    command += ["-addext", "subjectAltName=DNS:localhost"]
+    command += ["-keyout", str(certificate.key), "-out", str(certificate.file)]
+    subprocess.run(command, check=True, capture_output=True)
+    return certificate
+
+
+_HEADRACE_CONFIG = """\
+transport: {transport}
+grpc: {{listen: ["127.0.0.1:{grpc_port}"]}}
+http: {{listen: "127.0.0.1:{http_port}"}}
+catalogue: {catalogue}
+models: {models}
+store: {{url: "redis://127.0.0.1:{redis_port}/0"}}
+features: {{cache: {{enabled: {cache}}}}}
+"""
+
+
+def redis_url(port: int) -> str:
+    """The address of the load test's Redis."""
+    return f"redis://127.0.0.1:{port}/0"
+
+
+def load_rows(redis_port: int) -> None:
+    """Writes the features of all users, for both servers."""
+    asyncio.run(_load_headrace_rows(redis_port))
+    _load_baseline_rows(redis_port)
+
+
+async def _load_headrace_rows(redis_port: int) -> None:
+    matrix = workload.feature_matrix()
+    columns = {name: matrix[:, i] for i, name in enumerate(workload.column_names())}
+    ids = [workload.entity_id(user) for user in range(workload.USERS)]
+    catalogue = Catalogue.load(workload.CATALOGUE_FILE)
+    store = RedisStore(RedisOptions(url=redis_url(redis_port), timeout_s=30))
+    async with FeatureClient(catalogue, store) as client:
+        for start in range(0, workload.USERS, WRITE_ROWS):
+            rows = slice(start, start + WRITE_ROWS)
+            block = {workload.JOIN_KEY: ids[rows]} | {name: values[rows] for name, values in columns.items()}
+            await client.write(workload.VIEW, block)
+
+
+def _load_baseline_rows(redis_port: int) -> None:
+    with redis.Redis(port=redis_port) as client:
+        pipeline = client.pipeline(transaction=False)
+        for user, row in enumerate(workload.feature_matrix()):
+            pipeline.set(KEY_PREFIX + workload.entity_id(user), row.tobytes())
+        pipeline.execute()
+
+
+@contextmanager
+def running_headrace(
+    name: str,
+    *,
+    transport: str,
+    cache: bool,
+    redis_port: int,
+    folder: Path,
+    core: int | None = None,
+    port: int | None = None,
+) -> Iterator[Running]:
+    """Headrace with the benchmark's catalogue and model, everything else as it is set by default."""
+    port = port or free_port()
+    config = folder / f"{name}.yaml"
+    config.write_text(
+        _HEADRACE_CONFIG.format(
+            grpc_port=port,
+            http_port=free_port(),
+            transport=transport,
+            catalogue=workload.CATALOGUE_FILE,
+            models=workload.MODELS_FOLDER,
+            redis_port=redis_port,
+            cache=str(cache).lower(),
+        )
+    )
+    command = [sys.executable, "-m", "gateway.server.cli", "serve", "--config", str(config)]
+    with running(name, command, port=port, core=core, folder=folder) as started:
+        yield started
+
+
+@contextmanager
+def running_baseline(name: str, *, redis_port: int, folder: Path, core: int | None = None) -> Iterator[Running]:
+    """The hand-written server."""
+    port = free_port()
+    module = "loadtest.baseline.handwritten"
+    command = [sys.executable, "-m", module, "--port", str(port), "--redis-port", str(redis_port)]
+    with running(name, command, port=port, core=core, folder=folder) as started:
+        yield started
+
+
+@contextmanager
+def running_echo(
+    name: str, *, transport: str, folder: Path, core: int | None = None, certificate: Certificate | None = None
+) -> Iterator[Running]:
+    """An echo server, with TLS when it gets a certificate."""
+    port = free_port()
+    command = [sys.executable, "-m", "loadtest.echo", "--port", str(port), "--transport", transport]
+    if certificate is not None:
+        command += ["--certificate", str(certificate.file), "--key", str(certificate.key)]
+    with running(name, command, port=port, core=core, folder=folder) as started:
+        yield started
