@@ -8,6 +8,7 @@
 #   make format      write the format that `make check` wants
 #   make stubs       generate the protobuf code of headrace/ and loadtest/
 #   make release-api promise today's API: write proto/released.binpb
+#   make settings-reference   write docs/configuration.md
 #   make train       train the example's model again
 #   make image-steps run the steps of the Dockerfile in a clean folder
 
@@ -24,8 +25,8 @@ STUBS := .venv-stubs/.installed
 GRPC_TOOLS := grpcio-tools==1.72.1
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 
-.PHONY: demo test test-all check check-format check-lint check-types check-imports check-stubs check-api bench format \
-	stubs release-api train image-steps clean
+.PHONY: demo test test-all check check-format check-lint check-types check-imports check-stubs check-api check-settings bench format \
+	stubs release-api settings-reference train image-steps clean
 .DELETE_ON_ERROR:
 
 demo: $(DEMO)
@@ -39,7 +40,7 @@ test-all: $(DEV)
 	@echo "Once more with PYTHONASYNCIODEBUG=1"
 	@PYTHONASYNCIODEBUG=1 $(PYTEST) -m "not slow" $(wildcard tests/integration tests/adversity tests/contract)
 
-check: check-format check-lint check-types check-imports check-stubs check-api
+check: check-format check-lint check-types check-imports check-stubs check-api check-settings
 
 check-format: $(DEV)
 	@$(BIN)/ruff format --check
@@ -59,6 +60,9 @@ check-stubs: $(STUBS)
 check-api: $(DEV)
 	@$(BIN)/python -m tools.compatibility
 
+check-settings: $(DEV)
+	@$(BIN)/python -m tools.settings_reference --check
+
 bench: $(BENCH)
 	@$(BIN)/python -m loadtest.bench $(ARGS)
 
@@ -71,6 +75,9 @@ stubs: $(STUBS)
 
 release-api: $(DEV)
 	@$(BIN)/python -m tools.compatibility --release
+
+settings-reference: $(DEV)
+	@$(BIN)/python -m tools.settings_reference
 
 train: $(DEV)
 	@$(BIN)/python -m examples.flights.train $(ARGS)

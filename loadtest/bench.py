@@ -176,7 +176,9 @@ class Bench:
 
 def show_table(lines: Sequence[Comparison], *, transport: str, pace: Pace, cores: Cores) -> None:
     """The result for people."""
-    table = Table(title=f"Headrace ({transport}) against the hand-written server, median of {pace.rounds} rounds")
+    table = Table(
+        title=f"Headrace ({transport}) against the hand-written server (echo: grpc.aio), median of {pace.rounds} rounds"
+    )
     table.add_column("work")
     for side in ("headrace", "baseline"):
         for unit in ("calls/s", "± %", "p50 ms", "p99 ms", "CPU µs"):
@@ -203,7 +205,9 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="end with one line of JSON instead of a table")
     parser.add_argument("--quick", action="store_true", help="shorter runs, under two minutes in all")
-    parser.add_argument("--transport", choices=["fast", "grpcio"], default="fast", help="Headrace's transport")
+    parser.add_argument(
+        "--transport", choices=["fast", "grpcio"], default=stack.DEFAULT_TRANSPORT, help="Headrace's transport"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="works by name: 'predict/1/warm/*'")
     parser.add_argument("--connections", type=int, default=CONNECTIONS, help="that carry the calls in flight, at most")
     parser.add_argument("--list", action="store_true", help="print the names of the works and end")

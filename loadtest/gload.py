@@ -155,8 +155,8 @@ def run(
     result: dict[str, Any] = json.loads(finished.stdout)
     if finished.returncode and not allow_failures:
         raise RunFailed(
-            f"{result['failed']} of {result['total']} calls to {load.method} failed {result['failures']},"
-            f" {result['unfinished']} have no answer",
+            f"of {result['total']} calls to {load.method} {result['failed']} failed {result['failures'] or ''},"
+            f" {result['unfinished']} have no answer, {result['ok']} were measured",
             result,
         )
     return result

@@ -7,7 +7,7 @@ that second and the stall is one slow call among thousands (coordinated omission
 whatever happened before, and its latency counts from then. `gload` does the sending.
 
 Prints one line for each rate and, with --json, writes a list of gload's answers, each with its `histogram_ms`. With
---svg it draws latency over percentile, a line for each rate (needs matplotlib: the extra `loadtest`). Ends with 1 when
+--svg it draws latency over percentile, a line for each rate (needs matplotlib: the extra `bench`). Ends with 1 when
 a call has failed at any rate. `send_lag_p99_ms` is how late the client itself was: when it is not small beside the
 latencies, the client or its machine was the bottleneck.
 """

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -151,12 +151,15 @@ def _wait_until_listening(started: Running) -> None:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
+    """Asks it to end, and after a while makes it; children that it left behind end with it."""
     process.terminate()
     try:
         process.wait(STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def redis_binary() -> str:

@@ -17,7 +17,7 @@ def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8500)
-    parser.add_argument("--transport", choices=["fast", "grpcio"], default="fast")
+    parser.add_argument("--transport", choices=["fast", "grpcio"], default=stack.DEFAULT_TRANSPORT)
     parser.add_argument("--no-cache", action="store_true", help="every row comes from Redis")
     options = parser.parse_args()
     exit_on_signals()

@@ -17,10 +17,13 @@ import redis
 from featureclient.client import FeatureClient
 from featureclient.schema import Catalogue
 from featureclient.store.redis import RedisOptions, RedisStore
+from gateway.server.settings import Settings
 from loadtest import workload
 from loadtest.baseline.handwritten import KEY_PREFIX
 from loadtest.processes import Running, free_port, running
 
+DEFAULT_TRANSPORT: str = Settings.model_fields["transport"].default
+"""What a gateway takes when its settings do not say."""
 WRITE_ROWS = 2_000
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import uvloop
+from rich.box import SIMPLE_HEAD
 from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -138,7 +139,8 @@ class _Demo:
                 self.console.print(_table(answers))
                 self.console.print(_summary_text(self.summary, answers))
                 if not self.options.once:
-                    self.console.print(_where_next(address, gateway.http_address, url, test))
+                    # Commands to copy are not broken into lines.
+                    self.console.print(_where_next(address, gateway.http_address, url, test), soft_wrap=True)
                     await asyncio.Event().wait()
 
     async def _load(self, url: str) -> Flights:
@@ -212,22 +214,23 @@ def _hit_ratio(gateway: Gateway) -> float | None:
 
 
 _HEADINGS: Sequence[tuple[str, JustifyMethod]] = (
-    ("left (UTC)", "left"),
+    ("left", "left"),
     ("flight", "left"),
     ("plane", "left"),
     ("route", "left"),
     ("delay", "right"),
-    ("p(late)", "right"),
-    ("what happened", "left"),
-    ("features", "left"),
-    ("ms", "right"),
+    ("prob", "right"),
+    ("arrived", "left"),
 )
 
 
 def _table(answers: Sequence[Answer]) -> Table:
-    table = Table(title="Will it arrive 15 minutes late or more? Asked when it left.")
+    title = "Will it arrive 15 minutes late or more? Asked when it left; delays in minutes."
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, justify in _HEADINGS:
-        table.add_column(heading, justify=justify)
+        table.add_column(heading, justify=justify, no_wrap=True)
+    table.add_column("features", min_width=max(map(len, VIEWS)))
+    table.add_column("ms", justify="right", no_wrap=True)
     for answer in _shown(answers):
         table.add_row(*_cells(answer))
     return table
@@ -249,13 +252,13 @@ def _all_present(answer: Answer) -> bool:
 
 def _cells(answer: Answer) -> Iterable[str]:
     flight = answer.flights
-    yield str(flight.departed_min.astype("datetime64[m]")[0])[5:].replace("T", " ")
+    yield str(flight.departed_min.astype("datetime64[m]")[0])[5:10]
     yield f"{flight.carrier[0]} {flight.number[0]}"
     yield str(flight.tailnum[0])
     yield f"{flight.origin[0]}→{flight.dest[0]}"
-    yield f"{flight.dep_delay[0]:+.0f} min"
+    yield f"{flight.dep_delay[0]:+.0f}"
     yield "-" if answer.probability is None else f"{answer.probability[0]:.2f}"
-    delay = f"{flight.arr_delay[0]:+.0f} min"
+    delay = f"{flight.arr_delay[0]:+.0f}"
     yield f"[red]late[/red] {delay}" if flight.late[0] else f"[green]fine[/green] {delay}"
     yield answer.error or _statuses(answer)
     yield f"{answer.seconds * 1e3:.1f}"
@@ -267,7 +270,7 @@ def _statuses(answer: Answer) -> str:
         for alias, codes in answer.statuses.items()
         if codes[0] != status.PRESENT
     ]
-    return ", ".join(others) or f"all {len(answer.statuses)} PRESENT"
+    return ", ".join(others) or "all PRESENT"
 
 
 def _summary_text(summary: Summary, answers: Sequence[Answer]) -> str:

@@ -23,7 +23,8 @@ OUTPUT = "probability"
 
 BATCH_ROWS = 50
 SHARE_IN_BATCHES = 0.6
-IN_FLIGHT = 8
+IN_FLIGHT = 2
+"""Enough that requests meet in the gateway. Client and server share one interpreter, so more would only queue."""
 
 
 @dataclass(frozen=True, slots=True)

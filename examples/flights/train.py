@@ -220,8 +220,10 @@ def train(features: Features, flights: Flights) -> tuple[bytes, Metrics]:
 
 
 def score(exported: bytes, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Run the exported graph."""
-    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
+    """Run the exported graph, in one thread as the gateway does: several would add up the trees in another order."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(exported, options, providers=["CPUExecutionProvider"])
     probability: npt.NDArray[np.float32] = session.run([OUTPUT], {INPUT: inputs})[0]
     return probability
 

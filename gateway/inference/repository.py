@@ -152,7 +152,7 @@ class _Loader:
                 suffix = f" (version {version})" if len(versions) > 1 else ""
                 problems += [source.problem(where, message + suffix) for where, message in error.problems]
         if problems:
-            raise ModelsNotLoaded(problems)
+            raise ModelsNotLoaded(sorted(problems, key=lambda problem: (problem.file, problem.line)))
         return models
 
     def _misnamed(self, source: document.Document, manifest: Manifest, versions: Sequence[int]) -> Iterator[Problem]:

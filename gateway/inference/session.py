@@ -11,6 +11,7 @@ import onnxruntime
 from gateway.records.request import Array
 from gateway.records.signature import Signature, TensorSpec
 
+_TRIAL_RUNS = 5
 _DTYPES = {
     "tensor(float16)": "float16",
     "tensor(float)": "float32",
@@ -77,15 +78,13 @@ class Session:
         return self._session.run(self._outputs, inputs)  # type: ignore[no-any-return]  # onnxruntime is untyped here
 
     def try_out(self, inputs: Mapping[str, Array], rows: int) -> float:
-        """Run once to warm up and once to measure; check that every output has one entry per row.
+        """Run once to warm up and some more times to measure; check that every output has one entry per row.
 
-        Returns the seconds of the second run.
+        Returns the CPU seconds of the shortest run.
         """
         try:
-            self.run(inputs)
-            began = time.perf_counter()
             outputs = self.run(inputs)
-            seconds = time.perf_counter() - began
+            seconds = min(self._timed(inputs) for _ in range(_TRIAL_RUNS))
         except Exception as error:
             raise SessionError(f"a trial run of {rows} rows raises {error}") from error
         for spec, output in zip(self.signature.outputs, outputs, strict=True):
@@ -95,6 +94,11 @@ class Session:
                     "its first dimension must be the rows"
                 )
         return seconds
+
+    def _timed(self, inputs: Mapping[str, Array]) -> float:
+        began = time.thread_time()
+        self.run(inputs)
+        return time.thread_time() - began
 
 
 def _spec(node: "onnxruntime.NodeArg") -> TensorSpec:

@@ -12,7 +12,7 @@ class Batch(NamedTuple):
     """Requests that go through a model together.
 
     `stored` has, per view of the plan, the cached rows of all requests, in order. `ready` is when the last row was
-    there, in seconds of `time.monotonic()`.
+    there, in seconds of `time.monotonic()`. A batch that is `apart` is never merged with others.
     """
 
     requests: list[Request]
@@ -20,8 +20,9 @@ class Batch(NamedTuple):
     rows: int
     parked: int
     ready: float
+    apart: bool = False
 
-    def alone(self) -> "list[Batch]":
+    def singles(self) -> "list[Batch]":
         """The same requests, one batch each."""
         singles: list[Batch] = []
         starts = [0] * len(self.stored)
@@ -34,7 +35,7 @@ class Batch(NamedTuple):
 
     def without(self, left: Callable[[Request], bool]) -> "Batch":
         """The same batch without the requests for which `left` says so; it is called once for each."""
-        return merge([single for single in self.alone() if not left(single.requests[0])], self.parked, self.ready)
+        return merge([single for single in self.singles() if not left(single.requests[0])], self.parked, self.ready)
 
 
 def merge(batches: Sequence[Batch], parked: int, ready: float) -> Batch:
@@ -66,17 +67,25 @@ class BatchQueue:
         """Add at the end."""
         self._batches.append(batch)
 
-    def put_alone(self, batch: Batch) -> None:
-        """Add the requests of a batch in front, each alone: one of them has made the model fail."""
-        self._batches.extendleft(reversed(batch.alone()))
+    def put_halves(self, batch: Batch) -> None:
+        """Add the two halves of a batch in front, to be run apart: some request in it makes the model fail.
+
+        Halving finds one bad request among n in 2 log n runs.
+        """
+        singles = batch.singles()
+        middle = len(singles) // 2
+        for half in (singles[middle:], singles[:middle]):
+            self._batches.appendleft(merge(half, 0, batch.ready)._replace(apart=True))
 
     def take(self, rows_max: int) -> Batch:
         """Everything that waits, in order, up to `rows_max` rows but at least one batch."""
-        first = self._batches.popleft()
-        if not self._batches or first.rows + self._batches[0].rows > rows_max:
-            return first
-        taken, rows = [first], first.rows
-        while self._batches and rows + self._batches[0].rows <= rows_max:
+        taken = [self._batches.popleft()]
+        rows = taken[0].rows
+        while self._batches and not taken[0].apart and not self._batches[0].apart:
+            rows += self._batches[0].rows
+            if rows > rows_max:
+                break
             taken.append(self._batches.popleft())
-            rows += taken[-1].rows
+        if len(taken) == 1:
+            return taken[0]
         return merge(taken, sum(batch.parked for batch in taken), max(batch.ready for batch in taken))

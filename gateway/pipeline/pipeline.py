@@ -10,8 +10,8 @@ Invariants
 - Each accepted request is answered or refused exactly once, and until then its rows count as in flight.
 - A request returns from parking when its own last row settles. The read belongs to the feature client.
 - The rows that a request was looked up with travel with it: eviction or invalidation cannot pull them away.
-- Who has left is skipped before the model. A run that fails is repeated request by request, so that one bad input
-  fails alone.
+- Who has left is skipped before the model. A run that fails is repeated in halves, so that one bad input fails
+  alone.
 """
 
 import asyncio
@@ -193,7 +193,7 @@ class Pipeline:
             lane.queue.put(Batch(requests, stored, rows, 0, now))  # type: ignore[arg-type]  # no None is left in it
             return
         there: list[Batch] = []
-        for single in Batch(requests, stored, 0, 0, now).alone():  # type: ignore[arg-type]  # may hold None until parked
+        for single in Batch(requests, stored, 0, 0, now).singles():  # type: ignore[arg-type]  # may hold None until parked
             if all(map(all, single.stored)):
                 there.append(single)
             else:
@@ -290,7 +290,7 @@ class Pipeline:
 
     def _failed(self, lane: _Lane, batch: Batch, error: Exception) -> None:
         if len(batch.requests) > 1:
-            lane.queue.put_alone(batch)
+            lane.queue.put_halves(batch)
             return
         failure = ModelFailed(f"model {lane.model.name}/{lane.model.version} failed: {error}")
         failure.__cause__ = error
@@ -325,8 +325,8 @@ def _cut(requests: list[Request], rows_max: int) -> Iterator[list[Request]]:
 def _report(answers: Answers, rows: int, batch: Batch, ran: Ran, moments: tuple[float, float, float]) -> BatchReport:
     statuses: dict[str, npt.NDArray[np.uint8]] = {}
     for binding, codes in zip(answers.model.plan.bindings, answers.assembled.statuses, strict=True):
-        seen = statuses.get(binding.view.ref)  # the same view may stand under two aliases
-        statuses[binding.view.ref] = codes if seen is None else np.concatenate((seen, codes))
+        seen = statuses.get(binding.ref)  # the same view may stand under two aliases
+        statuses[binding.ref] = codes if seen is None else np.concatenate((seen, codes))
     model = answers.model
     arrived = [request.arrived for request in answers.requests]
     return BatchReport(

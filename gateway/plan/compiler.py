@@ -90,7 +90,7 @@ class _Compiler:
                 place = view.layout.places[stored.name]
                 source = Stored(len(bindings), place.run, place.start)
                 self.columns[f"{alias}.{stored.name}"] = PlanColumn(f"{alias}.{stored.name}", stored.dtype, source)
-            bindings.append(Binding(alias, view, keys))
+            bindings.append(Binding(alias, view, keys, view.ref))
         return tuple(bindings)
 
     def _dtype(self, where: Location, text: str) -> DType | None:

@@ -6,6 +6,9 @@ from featureclient.schema import Entity
 from gateway.records.errors import InvalidRequest
 from gateway.records.request import Id
 
+ID_TYPES = {"string": str, "int64": int}
+"""A join key's dtype and what its ids are in Python."""
+
 
 def join_ids(entity: Entity, columns: Mapping[str, Sequence[str] | Sequence[int]]) -> Sequence[Id]:
     """The ids of an entity from columns that are named after its join keys; one id is broadcast to the longest."""
@@ -21,13 +24,13 @@ def join_ids(entity: Entity, columns: Mapping[str, Sequence[str] | Sequence[int]
             raise InvalidRequest(
                 f"join key {name!r} has {len(ids)} ids, the longest has {rows}", field=f"entities.{name}"
             )
-    return join([typed_ids(key.name, columns[key.name], key.dtype) for key in entity.join_keys], rows)
+    typed = [typed_ids(key.name, columns[key.name], key.dtype) for key in entity.join_keys]
+    return typed[0] if len(typed) == 1 else join(typed, rows)
 
 
 def typed_ids(name: str, ids: Sequence[str] | Sequence[int], dtype: str) -> Sequence[str] | Sequence[int]:
     """Check the type of an id column. A string for an int64 key must be the canonical decimal of one number."""
-    given = "string" if isinstance(ids[0], str) else "int64"
-    if given == dtype:
+    if isinstance(ids[0], ID_TYPES[dtype]):
         return ids
     if dtype == "string":
         raise InvalidRequest(f"join key {name!r} is a string, the request has int64 ids", field=f"entities.{name}")
@@ -48,9 +51,7 @@ def _canonical(name: str, text: str) -> int:
 
 
 def join(columns: list[Sequence[str] | Sequence[int]], rows: int) -> Sequence[Id]:
-    """The ids of one view: the column itself, or tuples of a composite key's columns."""
-    if len(columns) == 1:
-        return columns[0]
+    """The ids of a composite key: tuples of its columns' values."""
     longest = max(map(len, columns))
     if longest == 1:
         return [tuple(column[0] for column in columns)]

@@ -8,7 +8,7 @@ is written in place: overrides go into a copy of the block.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from featureclient.schema import DType, View, ages_ms, apply_age, status
 from gateway.plan.column import Context, PlanColumn, Stored
 from gateway.plan.conform import conform, encoded
-from gateway.plan.ids import join, typed_ids
+from gateway.plan.ids import ID_TYPES, join, typed_ids
 from gateway.plan.matrix import Matrix, texts
 from gateway.plan.transform import Transform
 from gateway.records.errors import InvalidRequest, LimitExceeded
@@ -29,6 +29,8 @@ class Binding(NamedTuple):
     alias: str
     view: View
     keys: tuple[str, ...]
+    ref: str
+    """`plane_stats@1`, worked out once."""
 
 
 class ContextColumn(NamedTuple):
@@ -83,16 +85,27 @@ class FeaturePlan:
 
     def bind(self, asked: Asked, rows_max: int) -> Bound:
         """Match the names of a request with the plan's, or raise `InvalidRequest` saying what exists."""
-        if asked.entities.keys() != self.entities.keys():
-            self._explain("entities", asked.entities, self.entities)
+        columns = asked.entities
+        if columns.keys() != self.entities.keys():
+            self._explain("entities", columns, self.entities)
         rows = _row_count(asked)
         if rows > rows_max:
             raise LimitExceeded(f"the request has {rows} rows, the limit rows_max is {rows_max}", limit="rows_max")
-        columns = {name: typed_ids(name, ids, self.entities[name]) for name, ids in asked.entities.items()}
+        for name, wanted in self.entities.items():
+            if ID_TYPES[wanted] is not type(columns[name][0]):
+                columns = {name: typed_ids(name, ids, self.entities[name]) for name, ids in columns.items()}
+                break
         return Bound(
             rows,
-            tuple([join([columns[key] for key in binding.keys], rows) for binding in self.bindings]),
-            self._bind_context(asked.context, rows),
+            tuple(
+                [
+                    columns[binding.keys[0]]
+                    if len(binding.keys) == 1
+                    else join([columns[key] for key in binding.keys], rows)
+                    for binding in self.bindings
+                ]
+            ),
+            self._bind_context(asked.context, rows) if asked.context or self.context else (),
             self._bind_overrides(asked.overrides, rows) if asked.overrides else (),
             self._bind_outputs(asked.outputs) if asked.outputs else (),
         )
@@ -241,19 +254,23 @@ class _Values:
 
 def _row_count(asked: Asked) -> int:
     """The longest column's length; every other must be as long, or 1."""
-    lengths = {name: len(column) for part in asked[:3] for name, column in part.items()}  # entities, context, overrides
+    lengths = {*map(len, asked.entities.values())}
+    if asked.context or asked.overrides:
+        lengths |= {*map(len, asked.context.values()), *map(len, asked.overrides.values())}
     if not lengths:
         raise InvalidRequest("the request has no columns, so it has no rows", field="entities")
-    rows = max(lengths.values())
-    for name, length in lengths.items():
-        if length not in (1, rows):
-            what = "is empty" if length == 0 else f"has {length} rows"
-            raise InvalidRequest(
-                f"column {name!r} {what}; the longest column has {rows}, each needs 1 or {rows}", field=name
-            )
-    if rows == 0:
-        raise InvalidRequest("the request has zero rows", field="entities")
+    rows = max(lengths)
+    if lengths - {1, rows} or rows == 0:
+        _explain_lengths(asked, rows)
     return rows
+
+
+def _explain_lengths(asked: Asked, rows: int) -> NoReturn:
+    """Say which column has the wrong length. Called only when one has."""
+    columns = {**asked.entities, **asked.context, **asked.overrides}
+    name, length = next((name, len(column)) for name, column in columns.items() if len(column) not in {1, rows or 1})
+    what = "is empty" if length == 0 else f"has {length} rows"
+    raise InvalidRequest(f"column {name!r} {what}; the longest column has {rows}, each needs 1 or {rows}", field=name)
 
 
 def _repeats(requests: Sequence[Request], index: int) -> list[int]:

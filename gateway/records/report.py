@@ -1,14 +1,13 @@
 """What happened, as data: the pipeline makes these records, `gateway.telemetry` counts them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 
-@dataclass(frozen=True, slots=True)
-class BatchReport:
+class BatchReport(NamedTuple):
     """One run of a model and the answers that it gave. Times are seconds of `time.monotonic()`.
 
     `arrived` has one entry per request; the others are moments that all requests of the batch share, in the order
@@ -32,8 +31,7 @@ class BatchReport:
     """Per view (`plane_stats@1`), the status byte of every row."""
 
 
-@dataclass(frozen=True, slots=True)
-class FailureReport:
+class FailureReport(NamedTuple):
     """Requests that got an error. `model` is empty when the request named none that exists."""
 
     model: str

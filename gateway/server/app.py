@@ -15,7 +15,6 @@ from typing import Self, cast
 
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
 from featureclient.client import FeatureClient
 from featureclient.schema import Catalogue
@@ -28,6 +27,7 @@ from gateway.server import codec, predict
 from gateway.server.feature_service import FeatureService
 from gateway.server.http import HttpEndpoint, alive_page, metrics_page, ready_page
 from gateway.server.readiness import Readiness
+from gateway.server.reflection import add_reflection
 from gateway.server.settings import Settings
 from gateway.telemetry import Telemetry
 from headrace.v1 import features_pb2, features_pb2_grpc, prediction_pb2
@@ -106,9 +106,9 @@ class Gateway:
             FeatureService(catalogue, client, rows_max=settings.predict.rows_max, exposed=settings.features_exposed),
             server,
         )
-        generated = cast("grpc.aio.Server", server)  # it has the two methods that generated code calls
-        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, generated)
-        reflection.enable_server_reflection(_SERVICES, generated)
+        # A transport has the two methods that generated code calls.
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, cast("grpc.aio.Server", server))
+        add_reflection(_SERVICES, server)
         self.addresses = await server.start()
         stack.push_async_callback(server.stop, settings.stop_grace_s)
         stack.push_async_callback(readiness.drain)
@@ -137,7 +137,9 @@ class Gateway:
 
     def _freeze(self) -> None:
         """Take what start-up made out of the garbage collector's sight: walking it costs 100 ms at a time."""
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        if self.settings.transport == "fast":
+            # grpcio has a thread that takes the GIL for every call; there a short interval costs 100 us a call.
+            sys.setswitchinterval(_SWITCH_INTERVAL_S)
         gc.collect()
         gc.freeze()
 
@@ -158,5 +160,4 @@ _SERVICES = (
     prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
     features_pb2.DESCRIPTOR.services_by_name["FeatureService"].full_name,
     health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-    reflection.SERVICE_NAME,
 )

@@ -7,6 +7,7 @@ is serialised once, by the generated classes, and each answer is a join of const
 
 import secrets
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from itertools import count
 from typing import NamedTuple
 
@@ -23,6 +24,8 @@ from headrace.v1 import tensor_pb2
 
 _SKELETONS_MAX = 512
 _AGE_BYTES = 8
+_ID_BYTES = 16
+_PREDICTION_ID_PREFIX = pb.PredictResponse(prediction_id=bytes(_ID_BYTES)).SerializeToString()[:-_ID_BYTES]
 
 
 def parse(payload: bytes | memoryview) -> pb.PredictRequest:
@@ -48,18 +51,12 @@ def ids_by_name(columns: Sequence[tensor_pb2.EntityColumn]) -> dict[str, list[st
     """The ids of each entity column."""
     found: dict[str, list[str] | list[int]] = {}
     for column in columns:
-        kind = column.WhichOneof("ids")
         name = column.name
-        if kind == "strings":
-            ids: list[str] | list[int] = list(column.strings.values)
-        elif kind == "int64s":
-            ids = list(column.int64s.values)
-        else:
-            raise InvalidRequest(f"entity column {name!r} has neither strings nor int64s", field=f"entities.{name}")
+        ids: list[str] | list[int] = list(column.strings.values)
         if not ids:
-            raise InvalidRequest(
-                f"entity column {name!r} has no ids, so the request has zero rows", field=f"entities.{name}"
-            )
+            ids = list(column.int64s.values)
+        if not ids:
+            raise InvalidRequest(f"entity column {name!r} has no ids", field=f"entities.{name}")
         if name in found:
             raise InvalidRequest(f"entity column {name!r} is there twice", field=f"entities.{name}")
         found[name] = ids
@@ -123,10 +120,10 @@ class Encoder:
             start = end
 
     def _tail(self, request: Request) -> bytes:
+        """The ids, which differ from answer to answer."""
         prediction_id = next(self._ids)
-        return pb.PredictResponse(
-            request_id=request.request_id or prediction_id.hex(), prediction_id=prediction_id
-        ).SerializeToString()
+        request_id = request.request_id.encode() if request.request_id else prediction_id.hex().encode()
+        return b"".join((_request_id_prefix(len(request_id)), request_id, _PREDICTION_ID_PREFIX, prediction_id))
 
     def _build(self, rows: int, shapes: tuple[tuple[int, ...], ...], answers: Answers) -> _Skeleton:
         """Serialise the constant parts with the generated classes, and cut the values off."""
@@ -168,6 +165,12 @@ class Encoder:
                     values = flat[:, place]
                     response.features.append(from_array(column.name, values if column.dtype.length else values[:, 0]))
         return self._head + response.SerializeToString() + self._tail(request)
+
+
+@lru_cache(maxsize=1024)
+def _request_id_prefix(length: int) -> bytes:
+    """The tag and length in front of a request id of so many bytes."""
+    return _before(pb.PredictResponse(request_id="x" * length).SerializeToString(), length)
 
 
 def _column(array: Array) -> _Column:

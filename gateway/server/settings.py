@@ -1,16 +1,17 @@
 """Settings: one YAML file, overridden by the environment. The only place that reads either.
 
 Each section is the options class of the room it belongs to, so a setting is documented where it is used. An environment
-variable is `HEADRACE_` and the path of the field with `__` between its parts: `HEADRACE_STORE__URL`.
+variable is `HEADRACE_` and the path of the field with `__` between its parts, its value YAML: `HEADRACE_STORE__URL=…`.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource
+from pydantic import BaseModel, ConfigDict, model_validator
+from ruamel.yaml import YAML
 
 from featureclient.client import ClientOptions
 from featureclient.schema import document
@@ -24,10 +25,10 @@ from gateway.transport import Address, TransportOptions
 _ENVIRONMENT = "HEADRACE_"
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything that can be set."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)  # type: ignore[assignment]  # pydantic-settings narrows the type and takes any
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     catalogue: Path
     """The features.yaml with entities and views."""
@@ -71,12 +72,25 @@ class Settings(BaseSettings):
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read the file, then the environment, then `overrides` (nested mappings). Raises `ConfigError`."""
     source = document.read(path)
-    content = _merge(source.content, EnvSettingsSource(Settings, env_prefix=_ENVIRONMENT, env_nested_delimiter="__")())
+    content = _merge(source.content, _environment(os.environ))
     content = _merge(content, overrides or {})
     for name in ("catalogue", "models", "transform_path"):
         if isinstance(content.get(name), str):
             content[name] = str(path.parent / content[name])
     return document.validate(replace(source, content=content), Settings)
+
+
+def _environment(variables: Mapping[str, str]) -> dict[str, Any]:
+    """What the environment says, as the file would: values are YAML, so that a list is `[a, b]`."""
+    found: dict[str, Any] = {}
+    for name, text in variables.items():
+        if name.startswith(_ENVIRONMENT):
+            *sections, field = name.removeprefix(_ENVIRONMENT).lower().split("__")
+            value = YAML(typ="safe").load(text)
+            for section in (field, *reversed(sections)):
+                value = {section: value}
+            found = _merge(found, value)
+    return found
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
