@@ -34,6 +34,8 @@ from headrace.v1 import features_pb2, features_pb2_grpc, prediction_pb2
 
 _SWITCH_INTERVAL_S = 1e-4
 """How long another thread may keep the GIL from the loop, seconds."""
+_GC_THRESHOLDS = (50_000, 20, 100)
+"""A batch makes some thousand short-lived tuples and no cycles; looking for cycles every 700 costs it a tenth."""
 _log = logging.getLogger(__name__)
 
 
@@ -82,7 +84,7 @@ class Gateway:
             settings.predict,
             telemetry.failed,
             features_exposed=settings.features_exposed,
-            ids=codec.prediction_ids(),
+            ids=codec.PredictionIds(),
         )
         pipeline = Pipeline(client, settings.pipeline, handler, telemetry.observe)
         self._watch(client, pipeline, models)
@@ -142,6 +144,7 @@ class Gateway:
             sys.setswitchinterval(_SWITCH_INTERVAL_S)
         gc.collect()
         gc.freeze()
+        gc.set_threshold(*_GC_THRESHOLDS)
 
 
 async def load_models(settings: Settings, catalogue: Catalogue) -> ModelRepository:

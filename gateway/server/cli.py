@@ -4,6 +4,7 @@ bugs."""
 import asyncio
 import json
 import logging
+import resource
 import signal
 import sys
 from collections.abc import Callable, Coroutine
@@ -73,6 +74,9 @@ async def serve(config: Path, transport: str | None, log_level: str) -> None:
     """Serve predictions until SIGTERM or Ctrl-C."""
     from gateway.server.app import Gateway  # the other commands need none of the server
 
+    # A connection is a file; the soft limit is often 1,024 where the hard one is a million.
+    hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     settings = settings_file.load(config, {"transport": transport} if transport else None)
     stopping = asyncio.Event()

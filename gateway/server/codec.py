@@ -1,31 +1,33 @@
 """PredictRequest bytes -> `Asked`; `Answers` -> PredictResponse bytes.
 
 Decoding is the generated classes and a copy into plain lists and arrays. Encoding uses that a serialised protobuf
-message is a concatenation of its fields: for a model and a number of rows everything but the values is constant, so it
-is serialised once, by the generated classes, and each answer is a join of constants and slices of the batch's arrays.
+message is a concatenation of its fields: for a model and a number of rows everything but the values is constant and of
+constant size. So the generated classes serialise a blank answer once, numpy fills the values of all answers of that
+size at once, and only the request id is appended to each.
 """
 
+import math
 import secrets
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import count
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from google.protobuf.message import DecodeError
 
 from gateway.inference import Model
 from gateway.pipeline import Answers
 from gateway.records.errors import InvalidRequest
 from gateway.records.request import Array, Asked, Request
-from gateway.records.tensors import from_array, to_array, to_raw
+from gateway.records.tensors import from_array, to_array
 from headrace.v1 import prediction_pb2 as pb
 from headrace.v1 import tensor_pb2
 
 _SKELETONS_MAX = 512
-_AGE_BYTES = 8
 _ID_BYTES = 16
-_PREDICTION_ID_PREFIX = pb.PredictResponse(prediction_id=bytes(_ID_BYTES)).SerializeToString()[:-_ID_BYTES]
+_ID_FIELD_BYTES = len(pb.PredictResponse(prediction_id=bytes(_ID_BYTES)).SerializeToString())
 
 
 def parse(payload: bytes | memoryview) -> pb.PredictRequest:
@@ -50,11 +52,11 @@ def to_asked(message: pb.PredictRequest) -> Asked:
 def ids_by_name(columns: Sequence[tensor_pb2.EntityColumn]) -> dict[str, list[str] | list[int]]:
     """The ids of each entity column."""
     found: dict[str, list[str] | list[int]] = {}
-    for column in columns:
+    for column in columns[:]:  # slices, here and below: upb's iterators cost twice as much
         name = column.name
-        ids: list[str] | list[int] = list(column.strings.values)
+        ids: list[str] | list[int] = column.strings.values[:]
         if not ids:
-            ids = list(column.int64s.values)
+            ids = column.int64s.values[:]
         if not ids:
             raise InvalidRequest(f"entity column {name!r} has no ids", field=f"entities.{name}")
         if name in found:
@@ -63,30 +65,34 @@ def ids_by_name(columns: Sequence[tensor_pb2.EntityColumn]) -> dict[str, list[st
     return found
 
 
-def prediction_ids() -> Iterator[bytes]:
-    """Ids that no other process and no earlier run has given: 8 random bytes, then a counter."""
-    prefix = secrets.token_bytes(8)
-    return (prefix + number.to_bytes(8, "big") for number in count())
+class PredictionIds:
+    """Ids that no other process and no earlier run has given: 8 random bytes, then a counter, big-endian."""
+
+    def __init__(self, prefix: bytes | None = None) -> None:
+        self.prefix = prefix or secrets.token_bytes(8)
+        self._next = 0
+
+    def take(self, count: int) -> npt.NDArray[np.uint64]:
+        """The counters of the next ids."""
+        first, self._next = self._next, self._next + count
+        return np.arange(first, self._next, dtype=np.uint64)
 
 
 class _Skeleton(NamedTuple):
-    """The constant bytes between the values of an answer of a fixed number of rows."""
+    """A blank answer, and the fields in it."""
 
-    outputs: tuple[bytes, ...]
-    views: tuple[tuple[bytes, bytes], ...]
-
-
-class _Column(NamedTuple):
-    """An array of the whole batch as bytes, to be cut by rows."""
-
-    data: bytes
-    row_bytes: int
+    blank: bytes
+    dtype: np.dtype[np.void]
 
 
 class Encoder:
-    """Encodes the answers of one model."""
+    """Encodes the answers of one model.
 
-    def __init__(self, model: Model, ids: Iterator[bytes]) -> None:
+    A skeleton is the answer to a request of so many rows as a numpy record: constant bytes, and between them a field
+    for each value. Answers of equal size are an array of such records, filled field by field.
+    """
+
+    def __init__(self, model: Model, ids: PredictionIds) -> None:
         self._model = model
         self._ids = ids
         self._head = pb.PredictResponse(
@@ -97,53 +103,60 @@ class Encoder:
 
     def encode(self, answers: Answers) -> Iterator[tuple[Request, bytes]]:
         """Yield each request with the bytes of its answer."""
-        assembled = answers.assembled
-        shapes = tuple([output.shape[1:] for output in answers.outputs])
-        outputs = [_column(output) for output in answers.outputs] if self._constant_size else []
-        views = [
-            (codes.tobytes(), ages.tobytes()) for codes, ages in zip(assembled.statuses, assembled.ages_ms, strict=True)
-        ]
         start = 0
-        for request in answers.requests:
-            end = start + request.rows
-            if self._constant_size and not request.outputs and not request.return_features:
-                skeleton = self._skeletons.get((request.rows, shapes)) or self._build(request.rows, shapes, answers)
-                parts = [self._head]
-                for prefix, (data, row_bytes) in zip(skeleton.outputs, outputs, strict=True):
-                    parts += (prefix, data[start * row_bytes : end * row_bytes])
-                for (prefix, middle), (codes, ages) in zip(skeleton.views, views, strict=True):
-                    parts += (prefix, codes[start:end], middle, ages[start * _AGE_BYTES : end * _AGE_BYTES])
-                parts.append(self._tail(request))
-                yield request, b"".join(parts)
-            else:
-                yield request, self._whole(answers, request, slice(start, end))
-            start = end
+        for rows, run in groupby(answers.requests, _rows_of):
+            requests = list(run)
+            span = slice(start, start + rows * len(requests))
+            bodies = self._block(answers, rows, len(requests), span)
+            for index, request in enumerate(requests):
+                # The last bytes of a body are its prediction id.
+                body = bodies[index]
+                if request.outputs or request.return_features or not self._constant_size:
+                    body = self._whole(answers, request, slice(start, start + rows)) + body[-_ID_FIELD_BYTES:]
+                request_id = request.request_id.encode() if request.request_id else body[-_ID_BYTES:].hex().encode()
+                yield request, body + _request_id_prefix(len(request_id)) + request_id
+                start += rows
 
-    def _tail(self, request: Request) -> bytes:
-        """The ids, which differ from answer to answer."""
-        prediction_id = next(self._ids)
-        request_id = request.request_id.encode() if request.request_id else prediction_id.hex().encode()
-        return b"".join((_request_id_prefix(len(request_id)), request_id, _PREDICTION_ID_PREFIX, prediction_id))
+    def _block(self, answers: Answers, rows: int, count: int, span: slice) -> list[bytes]:
+        """The answers to `count` requests of `rows` rows, without their request ids."""
+        outputs = answers.outputs if self._constant_size else ()
+        shapes = tuple([output.shape[1:] for output in outputs])
+        skeleton = self._skeletons.get((rows, shapes))
+        if skeleton is None:
+            skeleton = self._build(rows, shapes, outputs)
+        data = bytearray(skeleton.blank * count)
+        block = np.frombuffer(data, skeleton.dtype)
+        for index, output in enumerate(outputs):
+            block[f"output{index}"] = output[span].reshape(count, rows, *shapes[index])
+        assembled = answers.assembled
+        for index, codes in enumerate(assembled.statuses):
+            block[f"status{index}"] = codes[span].reshape(count, rows)
+            block[f"age{index}"] = assembled.ages_ms[index][span].reshape(count, rows)
+        block["number"] = self._ids.take(count)
+        filled, size = bytes(data), len(skeleton.blank)
+        return [filled[at : at + size] for at in range(0, count * size, size)]
 
-    def _build(self, rows: int, shapes: tuple[tuple[int, ...], ...], answers: Answers) -> _Skeleton:
-        """Serialise the constant parts with the generated classes, and cut the values off."""
-        outputs = []
-        for spec, output in zip(self._model.signature.outputs, answers.outputs, strict=True):
-            blank = from_array(spec.name, np.zeros((rows, *output.shape[1:]), output.dtype))
-            outputs.append(_before(pb.PredictResponse(outputs=[blank]).SerializeToString(), len(blank.raw)))
-        views = []
-        for binding in self._model.plan.bindings:
-            blank_rows = tensor_pb2.ViewRows(
-                alias=binding.alias, view=binding.view.ref, status=b"\0" * rows, age_ms=[0] * rows
+    def _build(self, rows: int, shapes: tuple[tuple[int, ...], ...], outputs: Sequence[Array]) -> _Skeleton:
+        """Serialise a blank answer with the generated classes, and find where its values are."""
+        layout = _Layout(self._head)
+        for index, output in enumerate(outputs):
+            blank = from_array(
+                self._model.signature.outputs[index].name, np.zeros((rows, *shapes[index]), output.dtype)
             )
-            ages_only = tensor_pb2.ViewRows(age_ms=[0] * rows).SerializeToString()
-            middle = _before(ages_only, rows * _AGE_BYTES)
-            prefix = _before(pb.PredictResponse(views=[blank_rows]).SerializeToString(), len(ages_only) + rows)
-            views.append((prefix, middle))
-        skeleton = _Skeleton(tuple(outputs), tuple(views))
+            layout.add(pb.PredictResponse(outputs=[blank]), (f"output{index}", output.dtype, (rows, *shapes[index])))
+        for index, binding in enumerate(self._model.plan.bindings):
+            status_field = (f"status{index}", np.dtype(np.uint8), (rows,))
+            age_field = (f"age{index}", np.dtype("<i8"), (rows,))
+            codes = b"\0" * rows
+            ages = tensor_pb2.ViewRows(age_ms=[0] * rows).SerializeToString()
+            view = tensor_pb2.ViewRows(alias=binding.alias, view=binding.ref, status=codes, age_ms=[0] * rows)
+            layout.add(pb.PredictResponse(views=[view]), status_field, after=len(ages))
+            layout.add_bytes(ages, age_field)
+        blank_id = self._ids.prefix + bytes(8)
+        layout.add(pb.PredictResponse(prediction_id=blank_id), ("number", np.dtype(">u8"), ()))
         if len(self._skeletons) >= _SKELETONS_MAX:
             self._skeletons.clear()
-        self._skeletons[rows, shapes] = skeleton
+        skeleton = self._skeletons[rows, shapes] = layout.skeleton()
         return skeleton
 
     def _whole(self, answers: Answers, request: Request, span: slice) -> bytes:
@@ -156,7 +169,7 @@ class Encoder:
         )
         for binding, codes, ages in zip(model.plan.bindings, assembled.statuses, assembled.ages_ms, strict=True):
             response.views.add(
-                alias=binding.alias, view=binding.view.ref, status=codes[span].tobytes(), age_ms=ages[span].tolist()
+                alias=binding.alias, view=binding.ref, status=codes[span].tobytes(), age_ms=ages[span].tolist()
             )
         if request.return_features:
             for matrix in model.plan.matrices:
@@ -164,22 +177,49 @@ class Encoder:
                 for column, place in matrix.columns:
                     values = flat[:, place]
                     response.features.append(from_array(column.name, values if column.dtype.length else values[:, 0]))
-        return self._head + response.SerializeToString() + self._tail(request)
+        return self._head + response.SerializeToString()
+
+
+class _Layout:
+    """A record dtype in the making: serialised parts, each of which ends in the bytes of a value."""
+
+    def __init__(self, head: bytes) -> None:
+        self._bytes = head
+        self._names: list[str] = []
+        self._formats: list[tuple[np.dtype[np.generic], tuple[int, ...]]] = []
+        self._offsets: list[int] = []
+
+    def add(
+        self, part: pb.PredictResponse, field: tuple[str, np.dtype[np.generic], tuple[int, ...]], *, after: int = 0
+    ) -> None:
+        """Append a message whose last bytes are the field's value, but for `after` bytes that are left out."""
+        serialised = part.SerializeToString()
+        self.add_bytes(serialised[: len(serialised) - after], field)
+
+    def add_bytes(self, part: bytes, field: tuple[str, np.dtype[np.generic], tuple[int, ...]]) -> None:
+        """Append bytes whose last ones are the field's value."""
+        name, dtype, shape = field
+        self._bytes += part
+        self._names.append(name)
+        self._formats.append((dtype, shape))
+        self._offsets.append(len(self._bytes) - dtype.itemsize * math.prod(shape))
+
+    def skeleton(self) -> _Skeleton:
+        """What has been added."""
+        dtype = np.dtype(
+            {"names": self._names, "formats": self._formats, "offsets": self._offsets, "itemsize": len(self._bytes)}
+        )
+        return _Skeleton(self._bytes, dtype)
 
 
 @lru_cache(maxsize=1024)
 def _request_id_prefix(length: int) -> bytes:
     """The tag and length in front of a request id of so many bytes."""
-    return _before(pb.PredictResponse(request_id="x" * length).SerializeToString(), length)
+    return pb.PredictResponse(request_id="x" * length).SerializeToString()[:-length]
 
 
-def _column(array: Array) -> _Column:
-    return _Column(to_raw(array), array.nbytes // len(array))
-
-
-def _before(message: bytes, values: int) -> bytes:
-    """The bytes in front of the last `values` bytes."""
-    return message[: len(message) - values]
+def _rows_of(request: Request) -> int:
+    return request.rows
 
 
 def _arrays(field: str, tensors: Sequence[tensor_pb2.Tensor]) -> dict[str, Array]:

@@ -5,7 +5,7 @@ One call's trouble ends that call: decoding never raises out of the batch.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -50,7 +50,7 @@ class PredictHandler:
         failed: Callable[[FailureReport], None],
         *,
         features_exposed: bool,
-        ids: Iterator[bytes],
+        ids: codec.PredictionIds,
     ) -> None:
         """`failed` is told of every request that gets an error; `ids` gives prediction ids."""
         self.models = models

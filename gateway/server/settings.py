@@ -38,7 +38,7 @@ class Settings(BaseModel):
     """Python modules in which manifests may name transforms. Nothing outside them is imported."""
     transform_path: Path | None = None
     """A folder in which these modules are looked for first."""
-    transport: Literal["fast", "grpcio"] = "grpcio"
+    transport: Literal["fast", "grpcio"] = "fast"
     """How gRPC is spoken: our own layer, or `grpc.aio`."""
     grpc: TransportOptions = TransportOptions()
     http: HttpOptions = HttpOptions()

@@ -36,6 +36,6 @@ def create(kind: Literal["fast", "grpcio"], options: TransportOptions) -> Transp
         from gateway.transport.fast.server import FastTransport
     except ImportError as error:
         raise TransportUnavailable(
-            f"the fast transport needs ngh2 and uvloop, and they cannot be imported ({error}); start with --transport grpcio"
+            f"the fast transport cannot be imported ({error}); install ngh2, or start with --transport grpcio"
         ) from error
     return FastTransport(options)

@@ -22,17 +22,27 @@ class Call(Protocol):
     """The full name, `/headrace.v1.PredictionService/Predict`."""
     payload: bytes | memoryview
     """The request message, decompressed and without its length prefix."""
-    metadata: Metadata
-    peer: str
-    """The address of the client, as in `ipv4:127.0.0.1:50312` or `unix:`."""
-    identity: str | None
-    """The authenticated client, where the transport knows it (the subject of a client certificate)."""
     arrived: float
     """When the message was complete, in seconds of `time.monotonic()`."""
     deadline: float
     """When the client stops waiting, in seconds of `time.monotonic()`; `math.inf` without a deadline."""
     cancelled: bool
     """The client has left: it cancelled, its deadline has passed, or its connection is gone."""
+
+    @property
+    def metadata(self) -> Metadata:
+        """The request's headers, without those that belong to HTTP/2 and gRPC themselves."""
+        ...
+
+    @property
+    def peer(self) -> str:
+        """The address of the client, as in `ipv4:127.0.0.1:50312` or `unix:`."""
+        ...
+
+    @property
+    def identity(self) -> str | None:
+        """The authenticated client, where the transport knows it (the subject of a client certificate)."""
+        ...
 
     def reply(self, body: bytes, trailing: Metadata = ()) -> None:
         """End the call with OK and one message."""

@@ -1,8 +1,8 @@
 """The reference transport: `grpc.aio`, with the calls of batch methods gathered per pass of the event loop.
 
-grpcio runs one coroutine per call. It wraps the request's bytes in a `GrpcioCall`, appends it to the batch and waits for
-the outcome; the first call of a pass schedules one dispatch, which hands every batch to its handler. Ordinary servicers
-go to grpcio as they are.
+grpcio runs one coroutine per call. It wraps the request's bytes in a `GrpcioCall`, appends it to the batch and waits
+for the outcome; the first call of a pass schedules one dispatch, which hands every batch to its handler. Ordinary
+servicers go to grpcio as they are.
 
 Invariants: a call ends exactly once, with what `reply` or `fail` was given first. A handler that raises ends the calls
 that it was given with INTERNAL. When grpcio cancels the coroutine (the client left, or the deadline passed) the call is
@@ -45,20 +45,35 @@ class _Outcome(NamedTuple):
 class GrpcioCall:
     """One unary call of a batch method; see `call.Call`."""
 
-    __slots__ = ("_outcome", "arrived", "cancelled", "deadline", "identity", "metadata", "method", "payload", "peer")
+    __slots__ = ("_context", "_outcome", "arrived", "cancelled", "deadline", "method", "payload")
 
     def __init__(self, method: str, payload: bytes, context: "_Context", outcome: "asyncio.Future[_Outcome]") -> None:
         self.method = method
         self.payload: bytes | memoryview = payload
-        self.metadata: Metadata = tuple(context.invocation_metadata() or ())
-        self.peer = context.peer()
-        self.identity = _identity(context.auth_context())
         self.arrived = time.monotonic()
         # The stub knows no call without a deadline; grpcio gives None for it.
         remaining_s: float | None = context.time_remaining()
         self.deadline = math.inf if remaining_s is None else self.arrived + remaining_s
         self.cancelled = False
+        self._context = context
         self._outcome = outcome
+
+    # What few handlers ask for is looked up when it is: each of these costs grpcio microseconds.
+
+    @property
+    def metadata(self) -> Metadata:
+        """The request's headers."""
+        return tuple(self._context.invocation_metadata() or ())
+
+    @property
+    def peer(self) -> str:
+        """The address of the client."""
+        return self._context.peer()
+
+    @property
+    def identity(self) -> str | None:
+        """The common name of the client's certificate."""
+        return _identity(self._context.auth_context())
 
     def reply(self, body: bytes, trailing: Metadata = ()) -> None:
         """End the call with OK and one message."""
@@ -235,7 +250,8 @@ def _milliseconds(seconds: float) -> int:
 
 
 def _credentials(tls: TlsOptions) -> grpc.ServerCredentials:
-    """Credentials that look at the files for each new connection; while those cannot be read the last good ones serve."""
+    """Credentials that look at the files for each new connection; while those cannot be read the last good ones
+    serve."""
 
     def read() -> grpc.ServerCertificateConfiguration:
         pair = (tls.private_key.read_bytes(), tls.certificate_chain.read_bytes())

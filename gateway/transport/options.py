@@ -60,7 +60,8 @@ class TlsOptions:
     private_key: Path
     """PEM, without a passphrase."""
     client_ca: Path | None = None
-    """PEM: who signs the clients' certificates. When it is set a client without such a certificate is refused (mTLS)."""
+    """PEM: who signs the clients' certificates. When it is set a client without such a certificate is refused
+    (mTLS)."""
     reload_check_s: float = 10.0
     """How often the files are looked at for a change, in seconds. A pair that does not load is logged and not taken."""
 
@@ -89,7 +90,7 @@ class TransportOptions:
     """Calls without an answer, over all connections. One more gets RESOURCE_EXHAUSTED at once."""
     max_tick_calls: int = 256
     """Calls handed over in one pass of the event loop; the rest waits for the next pass, so that connections are served
-    in between. The grpcio transport has no such bound."""
+    in between. Handlers that take long get fewer. The grpcio transport has no such bound."""
     max_connections: int = 10_000
     """Connections that are open. One more is closed on arrival. The grpcio transport has no such bound."""
     max_concurrent_streams: int = 1_024
@@ -99,21 +100,23 @@ class TransportOptions:
     max_header_count: int = 128
     """How many headers a request may have. More ends that call only. The grpcio transport has no such bound."""
     max_buffered_request_bytes: int = 32 * 2**20
-    """Request bytes that one connection may have sent for calls without an answer. HTTP/2 flow control stops the client
-    there. Half of it is split evenly over `max_concurrent_streams`; the other half is lent, first come first served, to
-    calls with larger messages, so it must hold one of `max_receive_message_bytes`. The grpcio transport has its own rule."""
+    """Request bytes that one connection may have sent for calls without an answer. HTTP/2 flow control stops the
+    client there. Half of it is split evenly over `max_concurrent_streams`; the other half is lent, first come first
+    served, to calls with larger messages, so it must hold one of `max_receive_message_bytes`. The grpcio transport
+    has its own rule."""
     max_buffered_answer_bytes: int = 16 * 2**20
     """Answers that one client has not read. Above it new calls on that connection get RESOURCE_EXHAUSTED; a reader that
     never reads is closed by the keepalive. The grpcio transport has its own rule."""
-    reset_burst: int = 5_000
+    reset_burst: int = 10_000
     """Calls that one client may cancel at once, ..."""
-    max_resets_per_s: int = 1_000
+    max_resets_per_s: int = 5_000
     """... and per second after that, before the connection gets a GOAWAY. The grpcio transport has its own rule."""
 
     handshake_timeout_s: float = 10.0
     """From the connection (and the TLS handshake) to the client's HTTP/2 preface."""
     request_timeout_s: float = 30.0
-    """From a unary request's headers to its last byte. A slower one is cancelled. The grpcio transport has no such bound."""
+    """From a unary request's headers to its last byte. A slower one is cancelled. The grpcio transport has no such
+    bound."""
     idle_timeout_s: float = 600.0
     """A connection without calls for this long is told to go away."""
     keepalive_interval_s: float = 60.0

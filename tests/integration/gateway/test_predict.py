@@ -21,12 +21,14 @@ inputs: {x: [strict.level]}
 """
 
 
-@pytest.fixture(scope="module")
-def gateway(redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+@pytest.fixture(scope="module", params=["fast", "grpcio"])
+def gateway(
+    request: pytest.FixtureRequest, redis_server: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Running]:
     site = make_site(tmp_path_factory.mktemp("site"), redis_server.url)
     site.add_model("ranker", (site.models / "ranker/model.yaml").read_text(), 2 * WEIGHTS, version=2)
     site.add_model("strict", STRICT, np.float32([[1]]))
-    with running(site, {"predict": {"rows_max": 300}}) as gateway:
+    with running(site, {"transport": request.param, "predict": {"rows_max": 300}}) as gateway:
         yield gateway
 
 

@@ -1,6 +1,5 @@
 """An encoded answer, parsed by the generated classes, says what the batch's arrays say, whatever the shapes."""
 
-from itertools import count
 from typing import Any, cast
 
 import numpy as np
@@ -14,7 +13,7 @@ from gateway.plan import Assembled, Manifest, compile_plan
 from gateway.records.request import Array, Request
 from gateway.records.signature import Signature, TensorSpec
 from gateway.records.tensors import to_array
-from gateway.server.codec import Encoder
+from gateway.server.codec import Encoder, PredictionIds
 from headrace.v1 import prediction_pb2 as pb
 
 CATALOGUE = Catalogue.parse("entities: {e: {id: string}}\nviews: {v@1: {entity: e, columns: {c: float32}}}")
@@ -85,14 +84,14 @@ def answers(draw: st.DrawFn) -> Answers:
 
 @given(answers())
 def test_encoded_is_what_was_answered(answers: Answers) -> None:
-    ids = (bytes([number]) * 16 for number in count())
+    ids = PredictionIds(b"prefix: ")
     start = 0
     for index, (request, body) in enumerate(Encoder(answers.model, ids).encode(answers)):
         rows = slice(start, start + request.rows)
         start = rows.stop
         response = pb.PredictResponse.FromString(body)
         assert (response.model, response.version, response.variant) == ("m", 7, "default")
-        assert response.prediction_id == bytes([index]) * 16
+        assert response.prediction_id == b"prefix: " + index.to_bytes(8, "big")
         assert response.request_id == (request.request_id or response.prediction_id.hex())
         chosen = request.outputs or range(len(answers.outputs))
         assert [tensor.name for tensor in response.outputs] == [f"o{i}" for i in chosen]

@@ -1,12 +1,14 @@
 """The fixed work: what is asked, and that both servers are asked the same."""
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 from headrace.v1 import prediction_pb2
 from loadtest import workload
 from loadtest.baseline import scorer_pb2
+from loadtest.make_mlp import make_model
 
 
 def test_bodies_ask_both_servers_about_the_same_users_in_the_same_order() -> None:
@@ -66,9 +68,6 @@ def test_the_committed_model_takes_the_features_and_gives_one_score_a_row() -> N
 
 
 def test_the_committed_model_is_what_its_script_makes() -> None:
-    onnx = pytest.importorskip("onnx")
-    from loadtest.make_mlp import make_model
-
     committed = onnx.load(str(workload.MODEL_FILE))
 
     assert committed.graph == make_model().graph
