@@ -131,10 +131,21 @@ class ViewCache:
         cost = _cost(one, row)
         if not self._enabled or cost > self._bytes_max:
             return
-        self._forget_absent(one)
+        if len(self._absent):
+            self._forget_absent(one)
         before = self._rows.put(one, row)
-        self._rows_bytes += cost - (0 if before is None else _cost(one, before))
-        self._shrink()
+        self._rows_bytes += cost if before is None else cost - _cost(one, before)
+        if self._rows_bytes + self._absent_bytes > self._bytes_max:
+            self._shrink()
+        elif self._rows_bytes * 2 > self._bytes_max and self._rows.all_young:
+            self._rows.turn()
+
+    def put_all(self, ids: Sequence[Id], rows: Sequence[bytes]) -> None:
+        """`put` for each."""
+        if not self._enabled:
+            return
+        for one, row in zip(ids, rows, strict=True):
+            self.put(one, row)
 
     def put_absent(self, one: Id, fresh_until: float) -> None:
         """Remember that the store has no row of an id. Only a definite nil may lead here, never an error."""
@@ -200,5 +211,6 @@ def _absent_cost(one: Id) -> int:
 
 
 def _id_bytes(one: Id) -> int:
-    size = getsizeof(one)
-    return size + sum(map(getsizeof, one)) if isinstance(one, tuple) else size
+    if isinstance(one, tuple):
+        return getsizeof(one) + sum(map(getsizeof, one))
+    return getsizeof(one)

@@ -26,13 +26,13 @@ from typing import Any, Self, TypeVar
 
 from featureclient.cache import CacheSnapshot
 from featureclient.client.breaker import Breaker
-from featureclient.client.fetches import Fetch, Pending, Slot, Want
+from featureclient.client.fetches import Batch, Fetch, Pending, Want
 from featureclient.client.options import ClientOptions
 from featureclient.client.rows import Rows, rows_of
-from featureclient.client.tier import Tier
+from featureclient.client.tier import Freshness, Tier
 from featureclient.client.timers import GiveUpTimes
 from featureclient.events import Event, ReadShed, RowInvalid, StoreRead, StoreWrite
-from featureclient.schema import EVENT_TIME, Catalogue, Id, InvalidTable, View
+from featureclient.schema import EVENT_TIME, Catalogue, Id, InvalidId, InvalidTable, View
 from featureclient.store import OnlineStore, StoreError
 from featureclient.wire import EncodedRows
 
@@ -78,7 +78,7 @@ class FeatureClient:
         self._wall_ms = wall_ms
         self._cache_share = self._options.cache.bytes_max // max(1, len(catalogue.views))
         self._tiers: dict[View, Tier] = {}
-        self._pending = Pending(self._options.pending_keys_max)
+        self._pending = Pending(self._options.pending_keys_max, self._options.read_keys_max)
         self._breaker = Breaker(self._options.breaker_failures, self._options.breaker_open_s)
         self._give_up_times = GiveUpTimes()
         self._timer: asyncio.TimerHandle | None = None
@@ -127,6 +127,10 @@ class FeatureClient:
         """The store of the client, for what the client does not do: ping, blobs."""
         return self._store
 
+    def now_ms(self) -> int:
+        """The wall clock that events are measured against, in milliseconds since the epoch."""
+        return self._wall_ms()
+
     def snapshot(self) -> Mapping[str, CacheSnapshot]:
         """The caches of the views that were used, by reference."""
         return {view.ref: tier.cache.snapshot() for view, tier in self._tiers.items()}
@@ -161,7 +165,10 @@ class FeatureClient:
             positions = [position for position, row in enumerate(rows) if row is None]
             if positions:
                 missing = ids if len(positions) == len(ids) else [ids[position] for position in positions]
-                made, keys = tier.keys.encode(missing)
+                try:
+                    made, keys = tier.keys.encode(missing)
+                except InvalidId as error:
+                    raise InvalidId(error.view, positions[error.position], error.why) from None
                 fetch.add(Want(tier, made, keys, rows, positions))
         if fetch.missing and not self._breaker.allows(self._monotonic()):
             self._emit(ReadShed(fetch.missing))
@@ -205,25 +212,26 @@ class FeatureClient:
         loop = self._loop
         while loop is not None and self._pending.queued and len(self._reads) < self._options.reads_in_flight_max:
             if not self._breaker.allows(self._monotonic()):
-                slots = self._pending.take_all()
-                self._emit(ReadShed(len(slots)))
-                self._settle_unreached(slots)
+                batches = self._pending.take_all()
+                self._settle_unreached(batches)
+                self._emit(ReadShed(sum(map(len, batches))))
                 return
-            slots = self._pending.take(self._options.read_keys_max)
-            if slots:
+            batches = self._pending.take()
+            if batches:
                 self._breaker.started()
-                task = loop.create_task(self._read_slots(slots))
+                task = loop.create_task(self._read_batches(batches))
                 self._reads.add(task)
 
-    async def _read_slots(self, slots: list[Slot]) -> None:
+    async def _read_batches(self, batches: list[Batch]) -> None:
         """One read of the store. It belongs to the client: nobody cancels it."""
         started = self._monotonic()
+        keys = [key for batch in batches for key in batch.keys]
         values: list[bytes | None] = []
         # What leaves the store and is not a StoreError is a bug. It goes on to the loop's exception handler, but not
         # before those who wait are answered.
         error: str | None = UNEXPECTED
         try:
-            values = await self._store.read([slot.key for slot in slots])
+            values = await self._store.read(keys)
             error = None
         except StoreError as refused:
             error = type(refused).__name__
@@ -234,52 +242,48 @@ class FeatureClient:
                 self._reads.discard(task)
             if error is None:
                 self._breaker.succeeded()
-                self._settle(slots, values, started)
+                self._settle(batches, values, started)
             else:
                 self._breaker.failed(now)
-                self._settle_unreached(slots)
+                self._settle_unreached(batches)
             self._kick()
             found = len(values) - values.count(None)
-            self._emit(StoreRead(len(slots), found, now - started, error))
+            self._emit(StoreRead(len(keys), found, now - started, error))
 
-    def _settle(self, slots: Sequence[Slot], values: Sequence[bytes | None], read_at: float) -> None:
+    def _settle(self, batches: Sequence[Batch], values: list[bytes | None], read_at: float) -> None:
         """Admit the values of a read, cache them, and hand them out."""
-        options = self._options.cache
-        fresh_until = read_at + options.expire_s
-        absent_until = read_at + options.absent_expire_s
-        event_ms_max = self._wall_ms() + self._options.clock_skew_max_ms
-        by_tier: dict[Tier, tuple[list[Slot], list[bytes | None]]] = {}
-        for slot, value in zip(slots, values, strict=True):
-            group = by_tier.get(slot.tier)
+        options = self._options
+        freshness = Freshness(
+            read_at + options.cache.expire_s,
+            read_at + options.cache.absent_expire_s,
+            self._wall_ms() + options.clock_skew_max_ms,
+        )
+        by_tier: dict[Tier, tuple[list[Batch], list[bytes | None]]] = {}
+        start = 0
+        for batch in batches:
+            group = by_tier.get(batch.tier)
             if group is None:
-                group = by_tier[slot.tier] = ([], [])
-            group[0].append(slot)
-            group[1].append(value)
+                group = by_tier[batch.tier] = ([], [])
+            group[0].append(batch)
+            group[1].extend(values[start : start + len(batch)])
+            start += len(batch)
         finished: list[Fetch] = []
         refused: list[RowInvalid] = []
-        settle = self._pending.settle
         for tier, (some, stored) in by_tier.items():
-            admitted = tier.reader.admit([slot.key for slot in some], stored, fresh_until, event_ms_max)
-            refused += [RowInvalid(tier.view.ref, reason) for reason in admitted.invalid.values()]
-            for position, (slot, row) in enumerate(zip(some, admitted.rows, strict=True)):
-                if row is not None:
-                    if not slot.dirty:
-                        tier.cache.put(slot.id, row)
-                    settle(slot, row, finished)
-                elif position in admitted.invalid:
-                    settle(slot, tier.invalid_row, finished)
-                else:
-                    if not slot.dirty:
-                        tier.cache.put_absent(slot.id, absent_until)
-                    settle(slot, tier.absent_row, finished)
+            rows, invalid = tier.admit(some, stored, freshness)
+            refused += [RowInvalid(tier.view.ref, reason) for reason in invalid]
+            start = 0
+            for batch in some:
+                self._pending.settle(batch, rows[start : start + len(batch)], finished)
+                start += len(batch)
         self._finish(finished)
         for event in refused:
             self._emit(event)
 
-    def _settle_unreached(self, slots: Sequence[Slot]) -> None:
+    def _settle_unreached(self, batches: Sequence[Batch]) -> None:
         finished: list[Fetch] = []
-        for slot in slots:
-            self._pending.settle(slot, slot.tier.fallback(slot.id), finished)
+        for batch in batches:
+            self._pending.settle(batch, [batch.tier.fallback(one) for one in batch.ids], finished)
         self._finish(finished)
 
     def _finish(self, fetches: Sequence[Fetch]) -> None:

@@ -5,11 +5,11 @@ What a model cannot check (names that have to exist elsewhere) its owner reports
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from io import StringIO
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ValidationError
 from ruamel.yaml import YAML
@@ -136,35 +136,39 @@ def _without_tags(location: Location, document: Document) -> Location:
 
 
 def _message(kind: str, said: str, location: Location, model: type[BaseModel]) -> str:
-    if kind == "extra_forbidden":
-        owner = _model_at(model, location[:-1])
-        existing = f"; there are: {', '.join(sorted(_names(owner)))}" if owner else ""
+    if kind in {"extra_forbidden", "unexpected_keyword_argument"}:
+        owner = _owner_at(model, location[:-1])
+        existing = f"; there are: {', '.join(sorted(_fields(owner)))}" if owner else ""
         return f"is not known{existing}"
     if kind == "missing":
         return "is required"
     return said.removeprefix("Value error, ")
 
 
-def _names(model: type[BaseModel]) -> list[str]:
-    return [found.alias or name for name, found in model.model_fields.items()]
+def _fields(owner: Any) -> dict[str, Any]:
+    """The fields of a pydantic model or of a dataclass inside one, by the name that they have in a file."""
+    if isinstance(owner, type) and issubclass(owner, BaseModel):
+        return {found.alias or name: found.annotation for name, found in owner.model_fields.items()}
+    if isinstance(owner, type) and is_dataclass(owner):
+        hints = get_type_hints(owner)
+        return {found.name: hints[found.name] for found in fields(owner) if found.init}
+    return {}
 
 
-def _model_at(model: type[BaseModel], location: Location) -> type[BaseModel] | None:
-    """The model that describes the value at `location`."""
+def _owner_at(model: type[BaseModel], location: Location) -> Any:
+    """The model or dataclass that describes the value at `location`; None where there is not exactly one."""
     here: list[Any] = [model]
     for part in location:
         here = [inner for one in here for inner in _step(one, part)]
-    models = [one for one in here if isinstance(one, type) and issubclass(one, BaseModel)]
-    return models[0] if len(models) == 1 else None
+    owners = [one for one in here if _fields(one)]
+    return owners[0] if len(owners) == 1 else None
 
 
 def _step(annotation: Any, part: str | int) -> list[Any]:
     """The types that the value at key or index `part` of an `annotation` may have."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        for name, found in annotation.model_fields.items():
-            if part in {name, found.alias}:
-                return _members(found.annotation)
-        return []
+    known = _fields(annotation)
+    if known:
+        return _members(known[part]) if part in known else []
     origin = get_origin(annotation)
     inner = get_args(annotation)
     if isinstance(origin, type) and issubclass(origin, Mapping) and inner:

@@ -98,8 +98,7 @@ def _array_of(values: list[Any]) -> npt.NDArray[Any]:
 
 def _whole_rows(mask: Bools) -> Bools:
     """A vector is null when all of its elements are."""
-    whole: Bools = mask.all(axis=tuple(range(1, mask.ndim)))
-    return whole
+    return np.asarray(mask.all(axis=tuple(range(1, mask.ndim))))
 
 
 def _numbers(dtype: DType, values: npt.NDArray[Any], null: Bools | None) -> Converted:

@@ -4,19 +4,23 @@ A stored row is admitted when its first eight bytes (format, flags, fingerprint)
 lists, its length is that revision's, its crc32 covers it under its own key, its event is not of the future, and its
 strings and bools are ones. Everything else is INVALID and says why; nothing is decoded by guess.
 
-    crc32 = zlib.crc32(row[20:], zlib.crc32(row[:16], zlib.crc32(key)))
+    crc32 = zlib.crc32(key + row[:16] + row[20:])
 
-Admitted rows of the newest revision without nulls, whose declared order is also the order of the runs, only get a new
-front. The others go through `_Rearrange` together, a handful of array operations for all rows of one revision: columns
-move to their runs, nulls get their defaults (the bitmap stays), and rows of an earlier revision become rows of the
-newest: a column added since then has its default (and is null where none is declared), one that was removed is
-dropped, one that was widened is cast.
+    admit ──▶ every row in order?  one check for all of them, as arrays (the usual answer of the store)
+          └─▶ else row by row, which also finds the reason of each that is refused
+          ──▶ rows of one revision together get a new front, and their columns in the cache's order
+
+Admitted rows of the newest revision without nulls, whose declared order is also the order of the runs, keep their bytes
+from the bitmap on. The others are rearranged, a handful of array operations for all of them: columns move to their
+runs, nulls get their defaults (the bitmap stays), and rows of an earlier revision become rows of the newest: a column
+added since then has its default (and is null where none is declared), one that was removed is dropped, one that was
+widened is cast.
 """
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from zlib import crc32
 
 import numpy as np
@@ -29,8 +33,14 @@ from featureclient.schema.layout import FLAG_COMPUTED, FORMAT, HEADER_BYTES, PRE
 REASONS = ("length", "format", "fingerprint", "crc", "event_time", "content")
 """Why a row can be INVALID."""
 
+ARRAYS_MIN = 8
+"""From so many rows on, array operations cost less than one row after the other."""
+
+ASCII_MAX = 0x7F
+
+Bytes2D = npt.NDArray[np.uint8]
+
 _FRESH_UNTIL = struct.Struct(">d")
-_FRONT = struct.Struct(">dqB")
 _HEAD = struct.Struct("<BBHI")
 _CHECKED = struct.Struct("<qII")
 _NO_TIME = struct.Struct("<q").pack(-1)
@@ -43,17 +53,6 @@ class Admitted(NamedTuple):
     rows: list[bytes | None]
     invalid: Mapping[int, str]
     """The positions that were refused, with one of REASONS."""
-
-
-class _Known(NamedTuple):
-    """What the first eight bytes of a row tell."""
-
-    size: int
-    status: bytes
-    plain: bytes | None
-    """The bitmap of a row that needs no rearranging; None where every row does."""
-    sound: Callable[[bytes], bool] | None
-    rearrange: "_Rearrange"
 
 
 def with_status(row: bytes, row_status: int) -> bytes:
@@ -73,10 +72,11 @@ class RowReader:
     def __init__(self, view: View) -> None:
         self._known: dict[bytes, _Known] = {}
         for revision in (*view.revisions, view.newest):
-            known = _known(view, revision)
+            rearrange, contents = _Rearrange(view, revision), _Contents(revision)
             for flags, row_status in ((0, status.PRESENT), (FLAG_COMPUTED, status.COMPUTED)):
                 head = _HEAD.pack(FORMAT, flags, 0, revision.fingerprint)
-                self._known[head] = known._replace(status=bytes([row_status]))
+                self._known[head] = _Known(revision, head, row_status, rearrange, contents)
+        self._usual = self._known[_HEAD.pack(FORMAT, 0, 0, view.fingerprint)]
         tail = _template(view)
         self._substitutes = {
             cause: _FRESH_UNTIL.pack(0.0) + _NO_TIME + bytes([view.absent_outcome | cause]) + tail
@@ -95,80 +95,131 @@ class RowReader:
         Rows with an event later than `event_ms_max` are refused.
         """
         fresh = _FRESH_UNTIL.pack(fresh_until)
-        rows: list[bytes | None] = []
+        if len(values) >= ARRAYS_MIN and self._usual.all_sound(keys, values, event_ms_max):
+            sound = cast("Sequence[bytes]", values)
+            return Admitted(cast("list[bytes | None]", self._usual.build(sound, fresh)), {})
+        rows: list[bytes | None] = [None] * len(values)
         invalid: dict[int, str] = {}
-        waiting: dict[_Rearrange, list[int]] = {}
-        known_of = self._known.get
+        admitted: dict[_Known, list[int]] = {}
         for position, (key, value) in enumerate(zip(keys, values, strict=True)):
             if value is None:
-                rows.append(None)
                 continue
-            known = known_of(value[:8])
-            if known is None or len(value) != known.size:
-                invalid[position] = _why_unknown(value, known)
-                rows.append(None)
-                continue
-            event_ms, crc, reserved = _CHECKED.unpack_from(value, 8)
-            if crc != crc32(value[20:], crc32(value[:16], crc32(key))):
-                invalid[position] = "crc"
-                rows.append(None)
-            elif not -1 <= event_ms <= event_ms_max:
-                invalid[position] = "event_time"
-                rows.append(None)
-            elif reserved or (known.sound is not None and not known.sound(value)):
-                invalid[position] = "format" if reserved else "content"
-                rows.append(None)
-            elif known.plain is not None and value.startswith(known.plain, HEADER_BYTES):
-                rows.append(fresh + value[8:16] + known.status + value[HEADER_BYTES:])
+            known = self._known.get(value[:8])
+            why = _why_unknown(value) if known is None else known.trouble(key, value, event_ms_max)
+            if known is None or why is not None:
+                invalid[position] = why or ""
             else:
-                waiting.setdefault(known.rearrange, []).append(position)
-                rows.append(fresh + value[8:16] + known.status)
-        for rearrange, positions in waiting.items():
-            tails = rearrange([values[position] for position in positions])  # type: ignore[misc]  # None never waits
-            for position, tail in zip(positions, tails, strict=True):
-                front = rows[position]
-                assert front is not None  # what waits has its front
-                rows[position] = front + tail
+                admitted.setdefault(known, []).append(position)
+        for known, positions in admitted.items():
+            some = [cast("bytes", values[position]) for position in positions]
+            for position, row in zip(positions, known.build(some, fresh), strict=True):
+                rows[position] = row
         return Admitted(rows, invalid)
 
 
-def _why_unknown(value: bytes, known: _Known | None) -> str:
-    if known is not None or len(value) < HEADER_BYTES:
+def _why_unknown(value: bytes) -> str:
+    if len(value) < HEADER_BYTES:
         return "length"
     return "format" if value[0] != FORMAT or value[1] & ~FLAG_COMPUTED or value[2:4] != b"\0\0" else "fingerprint"
 
 
-def _known(view: View, revision: Revision) -> _Known:
-    rearrange = _Rearrange(view, revision)
-    plain = rearrange.full_bitmap if rearrange.keeps_order else None
-    return _Known(revision.stored.itemsize, b"", plain, _soundness(revision), rearrange)
+class _Known:
+    """Rows of one revision with the same flags: they begin with the same eight bytes."""
 
+    def __init__(
+        self, revision: Revision, head: bytes, row_status: int, rearrange: "_Rearrange", contents: "_Contents"
+    ) -> None:
+        self._stored = revision.stored
+        self._size = revision.stored.itemsize
+        self._head = np.frombuffer(head, np.uint8)
+        self._status = bytes([row_status])
+        self._rearrange = rearrange
+        self._contents = contents
 
-def _soundness(revision: Revision) -> Callable[[bytes], bool] | None:
-    """The check of strings and bools, whose bytes can be ones that no writer would write. None where there are none."""
-    offsets = [(column, _offset(revision.stored, f"c{i}")) for i, column in enumerate(revision.columns)]
-    strings = [(at, at + column.dtype.bytes) for column, at in offsets if column.dtype.kind == "string"]
-    bools = [at for column, at in offsets if column.dtype.kind == "bool"]
-    if not strings and not bools:
-        return None
-    # itemgetter gives a tuple only for two or more, so one offset is asked for twice.
-    bool_bytes = itemgetter(*bools, bools[0]) if bools else None
+    def trouble(self, key: bytes, value: bytes, event_ms_max: int) -> str | None:
+        """Why a row that begins as it should is refused all the same."""
+        if len(value) != self._size:
+            return "length"
+        event_ms, crc, reserved = _CHECKED.unpack_from(value, 8)
+        if crc != crc32(key + value[:16] + value[20:]):
+            return "crc"
+        if not -1 <= event_ms <= event_ms_max:
+            return "event_time"
+        if reserved:
+            return "format"
+        return None if self._contents.sound(value) else "content"
 
-    def sound(value: bytes) -> bool:
-        if bool_bytes is not None and max(bool_bytes(value)) > 1:
+    def all_sound(self, keys: Sequence[bytes], values: Sequence[bytes | None], event_ms_max: int) -> bool:
+        """True when every value is such a row. False may also mean that it takes a closer look."""
+        if None in values:
             return False
-        for start, end in strings:
+        some = cast("Sequence[bytes]", values)
+        if set(map(len, some)) != {self._size}:
+            return False
+        joined = b"".join(some)
+        stored = np.frombuffer(joined, self._stored)
+        raw = np.frombuffer(joined, np.uint8).reshape(len(some), self._size)
+        event_ms = stored["event_ms"]
+        if (
+            (raw[:, :8] != self._head).any()
+            or event_ms.min() < -1
+            or event_ms.max() > event_ms_max
+            or stored["reserved_2"].any()
+            or not self._contents.all_sound(raw)
+        ):
+            return False
+        crcs = [crc32(key + value[:16] + value[20:]) for key, value in zip(keys, some, strict=True)]
+        return bool(crcs == stored["crc32"].tolist())
+
+    def build(self, values: Sequence[bytes], fresh: bytes) -> list[bytes]:
+        """Cached rows of stored ones that were found to be sound."""
+        plain = self._rearrange.plain_bitmap
+        if len(values) < ARRAYS_MIN and plain is not None and all(v.startswith(plain, HEADER_BYTES) for v in values):
+            row_status = self._status
+            return [b"".join((fresh, v[8:16], row_status, v[HEADER_BYTES:])) for v in values]
+        raw = np.frombuffer(b"".join(values), np.uint8).reshape(len(values), self._size)
+        rows = self._rearrange(raw)
+        rows[:, :8] = np.frombuffer(fresh, np.uint8)
+        rows[:, 8:16] = raw[:, 8:16]
+        rows[:, _STATUS_AT] = self._status[0]
+        data = rows.tobytes()
+        size = rows.shape[1]
+        return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+class _Contents:
+    """The check of strings and bools, whose bytes can be ones that no writer would write."""
+
+    def __init__(self, revision: Revision) -> None:
+        places = [(column.dtype, _offset(revision.stored, f"c{i}")) for i, column in enumerate(revision.columns)]
+        self._strings = [(at, at + dtype.bytes) for dtype, at in places if dtype.kind == "string"]
+        self._bools = [at for dtype, at in places if dtype.kind == "bool"]
+        # itemgetter gives a tuple only for two or more, so one offset is asked for twice.
+        self._bools_of = itemgetter(*self._bools, self._bools[0]) if self._bools else None
+
+    def sound(self, value: bytes) -> bool:
+        """True when every string is UTF-8 with nothing behind its end, and every bool 0 or 1."""
+        if self._bools_of is not None and max(self._bools_of(value)) > 1:
+            return False
+        for start, end in self._strings:
             text = value[start:end].rstrip(b"\0")
             if b"\0" in text:
                 return False
-            if not text.isascii():
-                try:
-                    text.decode()
-                except UnicodeDecodeError:
-                    return False
+            try:
+                text.decode()
+            except UnicodeDecodeError:
+                return False
         return True
 
-    return sound
+    def all_sound(self, raw: Bytes2D) -> bool:
+        """The same for all rows at once; False also where a string is not ASCII, which takes a closer look."""
+        if self._bools and raw[:, self._bools].max() > 1:
+            return False
+        for start, end in self._strings:
+            texts = raw[:, start:end]
+            if texts.max() > ASCII_MAX or ((texts[:, :-1] == 0) & (texts[:, 1:] != 0)).any():
+                return False
+        return True
 
 
 def _offset(dtype: np.dtype[Any], name: str) -> int:
@@ -191,28 +242,27 @@ def _as_element(value: Value) -> Any:
 
 
 class _Rearrange:
-    """Brings stored rows of one revision into the view's cached layout, from the bitmap on."""
+    """Brings stored rows of one revision into the view's cached layout, all but the front."""
 
     def __init__(self, view: View, revision: Revision) -> None:
         layout = view.layout
         self._stored = revision.stored
         self._block = layout.block_dtype
-        self._tail_bytes = layout.block_dtype.itemsize - PREFIX_BYTES
-        self._valid_bytes = layout.valid_bytes
-        self._template = np.frombuffer(_template(view), np.uint8)
+        self._bitmap_end = PREFIX_BYTES + layout.valid_bytes
+        self._template = np.frombuffer(bytes(PREFIX_BYTES) + _template(view), np.uint8)
         was = {column.name: i for i, column in enumerate(revision.columns)}
         self._columns_before = len(revision.columns)
         # Where each column's validity comes from: a bit of the stored row, or the constant of a column added since.
         self._bit = np.array([was.get(column.name, -1) for column in view.columns])
         self._added_valid = np.array([column.default is not None for column in view.columns])
-        self._column_of_byte = np.zeros(self._tail_bytes - self._valid_bytes, np.intp)
+        self._column_of_byte = np.zeros(layout.block_dtype.itemsize - self._bitmap_end, np.intp)
         source: list[int] = []
         target: list[int] = []
         self._widened: list[tuple[str, str, int, int]] = []
         for i, column in enumerate(view.columns):
-            place = layout.places[column.name]
-            at = _offset(layout.block_dtype, place.run) - PREFIX_BYTES + place.start * column.dtype.numpy.itemsize
-            self._column_of_byte[at - self._valid_bytes : at - self._valid_bytes + column.dtype.bytes] = i
+            run, first, width = layout.places[column.name]
+            at = _offset(layout.block_dtype, run) + first * column.dtype.numpy.itemsize
+            self._column_of_byte[at - self._bitmap_end : at - self._bitmap_end + column.dtype.bytes] = i
             before = was.get(column.name)
             if before is None:
                 continue
@@ -221,39 +271,42 @@ class _Rearrange:
                 source += range(start, start + column.dtype.bytes)
                 target += range(at, at + column.dtype.bytes)
             else:
-                self._widened.append((f"c{before}", place.run, place.start, place.start + place.width))
+                self._widened.append((f"c{before}", run, first, first + width))
         self._source = np.array(source, np.intp)
         self._target = np.array(target, np.intp)
-        self.full_bitmap = np.packbits(np.ones(self._columns_before, np.uint8), bitorder="little").tobytes()
+        self._full_bitmap = np.packbits(np.ones(self._columns_before, np.uint8), bitorder="little")
+        self._data_at = HEADER_BYTES + len(self._full_bitmap)
         same = [(c.name, c.dtype) for c in revision.columns] == [(c.name, c.dtype) for c in view.columns]
-        first = HEADER_BYTES + self._valid_bytes
-        in_place = source == list(range(first, revision.stored.itemsize)) and target == list(
-            range(self._valid_bytes, self._tail_bytes)
+        in_place = source == list(range(self._data_at, revision.stored.itemsize)) and target == list(
+            range(self._bitmap_end, layout.block_dtype.itemsize)
         )
-        self.keeps_order = same and in_place
-        """A row without nulls is already what it has to be."""
+        self.plain_bitmap = self._full_bitmap.tobytes() if same and in_place else None
+        """The bitmap of a row that stays as it is; None where every row is rearranged."""
 
-    def __call__(self, values: Sequence[bytes]) -> list[bytes]:
-        """The tails of cached rows, in the order of `values`."""
-        count = len(values)
-        joined = b"".join(values)
-        stored = np.frombuffer(joined, self._stored)
+    def __call__(self, raw: Bytes2D) -> Bytes2D:
+        """Cached rows, in the order of `raw`, whose front is still to be filled in."""
+        count = len(raw)
         block = np.empty(count, self._block)
-        tail = block.view(np.uint8).reshape(count, self._block.itemsize)[:, PREFIX_BYTES:]
-        tail[:] = self._template
-        tail[:, self._target] = np.frombuffer(joined, np.uint8).reshape(count, -1)[:, self._source]
-        for before, run, start, end in self._widened:
-            block[run][:, start:end] = stored[before]
-        valid = self._validity(stored)
+        rows = block.view(np.uint8).reshape(count, self._block.itemsize)
+        full = bool((raw[:, HEADER_BYTES : self._data_at] == self._full_bitmap).all())
+        if full and self.plain_bitmap is not None:
+            rows[:, PREFIX_BYTES:] = raw[:, HEADER_BYTES:]
+            return rows
+        rows[:] = self._template
+        rows[:, self._target] = raw.take(self._source, axis=1)
+        if self._widened:
+            stored = np.ascontiguousarray(raw).view(self._stored).reshape(count)
+            for before, run, start, end in self._widened:
+                block[run][:, start:end] = stored[before]
+        valid = self._validity(raw)
         if not valid.all():
             where = ~valid[:, self._column_of_byte]
-            np.copyto(tail[:, self._valid_bytes :], self._template[self._valid_bytes :], where=where)
-        tail[:, : self._valid_bytes] = np.packbits(valid, axis=1, bitorder="little")
-        data = tail.tobytes()
-        size = self._tail_bytes
-        return [data[start : start + size] for start in range(0, count * size, size)]
+            np.copyto(rows[:, self._bitmap_end :], self._template[self._bitmap_end :], where=where)
+        rows[:, PREFIX_BYTES : self._bitmap_end] = np.packbits(valid, axis=1, bitorder="little")
+        return rows
 
-    def _validity(self, stored: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    def _validity(self, raw: Bytes2D) -> npt.NDArray[np.bool_]:
         """One bool for each row and column of the newest revision."""
-        bits = np.unpackbits(stored["valid"], axis=1, count=self._columns_before, bitorder="little")
+        bitmap = raw[:, HEADER_BYTES : self._data_at]
+        bits = np.unpackbits(bitmap, axis=1, count=self._columns_before, bitorder="little")
         return np.where(self._bit < 0, self._added_valid, bits[:, self._bit].astype(np.bool_))

@@ -146,7 +146,7 @@ class RowWriter:
         data = rows.tobytes()
         starts = range(0, len(keys) * size, size)
         rows["crc32"] = [
-            crc32(data[start + 20 : start + size], crc32(data[start : start + 16], crc32(key)))
+            crc32(key + data[start : start + 16] + data[start + 20 : start + size])
             for start, key in zip(starts, keys, strict=True)
         ]
         data = rows.tobytes()

@@ -26,6 +26,7 @@ from gateway.server import settings as settings_file
 if TYPE_CHECKING:
     from gateway.inference import Model
 
+_FEATURE_ROWS_SHOWN = 6
 _P = ParamSpec("_P")
 _CONFIG = click.option(
     "--config",
@@ -127,7 +128,14 @@ async def load(config: Path, view: str, source: Path, on_bad_row: str, resume: b
                 resume=resume,
                 progress=lambda done, total: progress.update(task, completed=done, total=total),
             )
-    click.echo(str(report))
+    for bad in report.bad_rows:
+        click.echo(f"bad {bad}", err=True)
+    click.echo(
+        f"{report.rows:,} rows: {report.written:,} written, {report.superseded:,} superseded by newer stored rows, "
+        f"{report.bad:,} bad" + (f" (resumed at row {report.resumed_at:,})" if report.resumed_at else "")
+    )
+    if report.stopped:
+        _stop("stopped at a bad row; mend the file and run again, or load the rest with --on-bad-row skip")
 
 
 @main.command()
@@ -269,16 +277,24 @@ def _numbers(text: str) -> list[float] | list[int] | list[str]:
 def _print(prediction: Prediction) -> None:
     from featureclient.schema import status
 
-    table = Table(title=f"{prediction.model}/{prediction.version} {prediction.request_id}")
-    for name in (*prediction.outputs, *prediction.views, *prediction.features):
-        table.add_column(name)
-    for row in range(len(next(iter(prediction.outputs.values())))):
-        table.add_row(
-            *(str(values[row].tolist()) for values in prediction.outputs.values()),
-            *(status.describe(int(rows.status[row])) for rows in prediction.views.values()),
-            *(str(values[row].tolist()) for values in prediction.features.values()),
-        )
-    Console().print(table)
+    title = f"{prediction.model}/{prediction.version} {prediction.request_id}"
+    answers = Table("row", *prediction.outputs, "features that are not PRESENT", title=title)
+    rows = len(next(iter(prediction.outputs.values())))
+    for row in range(rows):
+        others = [
+            f"{alias} {status.describe(int(found.status[row]))}"
+            for alias, found in prediction.views.items()
+            if found.status[row] != status.PRESENT
+        ]
+        values = [str(output[row].tolist()) for output in prediction.outputs.values()]
+        answers.add_row(str(row), *values, "\n".join(others) or "-")
+    Console().print(answers)
+    if prediction.features:
+        shown = range(min(rows, _FEATURE_ROWS_SHOWN))
+        features = Table("feature", *(f"row {row}" for row in shown), title="as the model saw them")
+        for name, column in prediction.features.items():
+            features.add_row(name, *(str(column[row].tolist()) for row in shown))
+        Console().print(features)
     for warning in prediction.warnings:
         click.echo(f"warning: {warning}", err=True)
 

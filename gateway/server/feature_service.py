@@ -8,7 +8,7 @@ import numpy as np
 
 from featureclient.client import FeatureClient
 from featureclient.schema import Catalogue, InvalidId, InvalidTable, UnknownView, View
-from featureclient.store import StoreUnavailable
+from featureclient.store import StoreError
 from gateway.plan.ids import join_ids
 from gateway.records.errors import HeadraceError, InvalidRequest, LimitExceeded, NotAllowed, Unavailable
 from gateway.records.request import Array, Id
@@ -144,6 +144,6 @@ def _ours(error: Exception) -> Exception:
         return InvalidRequest(str(error), field="entities")
     if isinstance(error, InvalidTable):
         return InvalidRequest(str(error), field="columns")
-    if isinstance(error, StoreUnavailable):
-        return Unavailable(f"the feature store cannot be reached: {error}")
+    if isinstance(error, StoreError):
+        return Unavailable(f"the feature store did not do it: {error}")
     return error

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from grpc_health.v1 import health, health_pb2
 
-from featureclient.store import OnlineStore, StoreUnavailable
+from featureclient.store import OnlineStore, StoreError
 from headrace.v1 import features_pb2, prediction_pb2
 
 STORE = "headrace.store"
@@ -78,7 +78,7 @@ class Readiness:
     async def _ping(self) -> bool:
         try:
             await self.store.ping()
-        except StoreUnavailable as error:
+        except StoreError as error:
             self.store_error = str(error)
             return False
         return True
