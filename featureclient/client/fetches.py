@@ -182,7 +182,7 @@ class Pending:
         tier, ids, keys, rows, positions = want
         pending = tier.pending
         again: list[int] = []
-        if not pending.keys().isdisjoint(ids) or len(set(ids)) < len(ids):
+        if any(map(pending.__contains__, ids)) or len(set(ids)) < len(ids):
             first: dict[Id, int] = {}
             for i, one in enumerate(ids):
                 if one in pending or one in first:

@@ -23,7 +23,7 @@ from gateway import transport
 from gateway.inference import ModelRepository
 from gateway.pipeline import Pipeline
 from gateway.plan.transform import resolver
-from gateway.server import codec, predict
+from gateway.server import codec, memory, predict
 from gateway.server.feature_service import FeatureService
 from gateway.server.http import HttpEndpoint, alive_page, metrics_page, ready_page
 from gateway.server.readiness import Readiness
@@ -145,6 +145,7 @@ class Gateway:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*_GC_THRESHOLDS)
+        memory.keep_large_blocks()
 
 
 async def load_models(settings: Settings, catalogue: Catalogue) -> ModelRepository:
