@@ -127,13 +127,19 @@ class FeatureClient:
         """The store of the client, for what the client does not do: ping, blobs."""
         return self._store
 
+    @property
+    def read_timeout_s(self) -> float:
+        """How long `read` waits for the store when it is not told, in seconds."""
+        return self._options.read_timeout_s
+
     def now_ms(self) -> int:
         """The wall clock that events are measured against, in milliseconds since the epoch."""
         return self._wall_ms()
 
     def snapshot(self) -> Mapping[str, CacheSnapshot]:
         """The caches of the views that were used, by reference."""
-        return {view.ref: tier.cache.snapshot() for view, tier in self._tiers.items()}
+        # A copy, since metrics are scraped in another thread while the loop may add a view.
+        return {view.ref: tier.cache.snapshot() for view, tier in self._tiers.copy().items()}
 
     # ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -139,7 +139,7 @@ class _Loader:
         """Load every version, or raise `ModelsNotLoaded` with what is wrong in any of them."""
         source = document.read(self.folder / "model.yaml")
         manifest = document.validate(source, Manifest)
-        versions = sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and path.name.isdecimal())
+        versions = sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and _is_version(path.name))
         problems = [*self._misnamed(source, manifest, versions)]
         models: dict[int, Model] = {}
         for version in versions:
@@ -185,6 +185,11 @@ def _blank(plan: FeaturePlan, rows: int) -> dict[str, Array]:
         matrix.spec.name: np.full((rows, *matrix.row_shape), "" if matrix.dtype.hasobject else 0, matrix.dtype)
         for matrix in plan.matrices
     }
+
+
+def _is_version(name: str) -> bool:
+    """A number as it is usually written: `7` and not `007`, which would be another folder of the same version."""
+    return name.isascii() and name.isdecimal() and str(int(name)) == name
 
 
 def _listed(names: Iterable[object]) -> str:

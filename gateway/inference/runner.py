@@ -49,7 +49,11 @@ class Runner:
         self._threaded = predicted_s > limit_s
         self.busy = True
         if self._threaded:
-            self._start(inputs, rows, done)
+            try:
+                self._start(inputs, rows, done)
+            except RuntimeError as error:  # no thread is to be had
+                self.busy = False
+                done(Ran((), error, threaded=False))
             return
         self._runs += 1
         measured = self._runs % _MEASURE_EVERY == 0

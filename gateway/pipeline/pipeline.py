@@ -10,8 +10,8 @@ Invariants
 - Each accepted request is answered or refused exactly once, and until then its rows count as in flight.
 - A request returns from parking when its own last row settles. The read belongs to the feature client.
 - The rows that a request was looked up with travel with it: eviction or invalidation cannot pull them away.
-- Who has left is skipped before the model. A run that fails is repeated in halves, so that one bad input fails
-  alone.
+- Who has left is skipped before the model. A run that fails, or gives another number of rows than it got, is repeated
+  in halves, so that one bad input fails alone; a model that keeps failing fails whole batches.
 """
 
 import asyncio
@@ -32,15 +32,22 @@ from gateway.inference.runner import Ran
 from gateway.pipeline.batch import Batch, BatchQueue
 from gateway.plan import Assembled
 from gateway.records.errors import (
+    CallerLeft,
     DeadlinePassed,
     HeadraceError,
     InvalidRequest,
     ModelFailed,
     Overloaded,
     RowRejected,
+    Unavailable,
 )
 from gateway.records.report import BatchReport
 from gateway.records.request import Array, Request
+
+_RUNS_PER_PASS = 8
+"""Runs of one model before the loop sees to others; batches are merged, so more than two are rare."""
+_FAILURES_MAX = 20
+"""Runs of a model that may fail in a row while the bad request is looked for. Halving the largest batch takes fewer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +96,14 @@ class Sink(Protocol):
 class _Lane:
     """What belongs to one model: the queue in front of it and the requests that settled in this tick."""
 
-    __slots__ = ("model", "queue", "settled")
+    __slots__ = ("failures", "model", "pump_is_due", "queue", "settled")
 
     def __init__(self, model: Model) -> None:
         self.model = model
         self.queue = BatchQueue()
         self.settled: list[Batch] = []
+        self.failures = 0
+        self.pump_is_due = False
 
     def __repr__(self) -> str:
         return f"<Lane {self.model!r} {self.queue!r}>"
@@ -145,7 +154,8 @@ class Pipeline:
             self._pump(lane)
         elif requests:
             self._backlog.extend((lane, chunk) for chunk in _cut(requests, self.options.batch_rows_max))
-            self._pass()
+            if not self._pass_is_due:
+                self._pass()
 
     def _admit(self, requests: list[Request]) -> tuple[list[Request], int]:
         """Take what fits, in order, and refuse the rest."""
@@ -163,15 +173,14 @@ class Pipeline:
 
     def _pass(self) -> None:
         """Take in at most `tick_rows_max` rows of the backlog, then let the loop see to others."""
-        self._pass_is_due = False
         room = self.options.tick_rows_max
         while self._backlog and room > 0:
             lane, chunk = self._backlog.popleft()
             room -= sum(request.rows for request in chunk)
             self._look_up(lane, chunk)
             self._pump(lane)
-        if self._backlog and not self._pass_is_due:
-            self._pass_is_due = True
+        self._pass_is_due = bool(self._backlog)
+        if self._pass_is_due:
             asyncio.get_running_loop().call_soon(self._pass)
 
     def _look_up(self, lane: _Lane, requests: list[Request]) -> None:
@@ -187,7 +196,11 @@ class Pipeline:
                 ids = []
                 for request in requests:
                     ids += request.ids[index]
-            stored.append(self.client.lookup(binding.view, ids, now))
+            try:
+                stored.append(self.client.lookup(binding.view, ids, now))
+            except Exception as error:  # noqa: BLE001 - a bug of ours; these requests end, the others go on
+                self._refuse_all(requests, error)
+                return
         if all(map(all, stored)):  # a row is never empty, so truth means presence and costs least
             rows = sum([request.rows for request in requests])
             lane.queue.put(Batch(requests, stored, rows, 0, now))  # type: ignore[arg-type]  # no None is left in it
@@ -221,6 +234,9 @@ class Pipeline:
         except InvalidId as error:
             self._refuse(request, InvalidRequest(str(error), field="entities"))
             return
+        except RuntimeError as error:  # the client has been closed
+            self._refuse(request, Unavailable(f"the feature client does not take reads: {error}"))
+            return
         self.rows_parked += request.rows
 
     def _settle(self, lane: _Lane, single: Batch) -> None:
@@ -239,13 +255,22 @@ class Pipeline:
     def _pump(self, lane: _Lane) -> None:
         """While the model is free, what waits for it is its next batch."""
         runner = lane.model.runner
-        while lane.queue and not runner.busy:
+        for _ in range(_RUNS_PER_PASS):
+            if not lane.queue or runner.busy:
+                return
             batch = lane.queue.take(self.options.batch_rows_max)
             now = self.monotonic()
             if any(request.caller.cancelled or request.deadline <= now for request in batch.requests):
                 batch = batch.without(partial(self._has_left, now=now))
             if batch.requests:
                 self._run(lane, batch)
+        if lane.queue and not lane.pump_is_due:
+            lane.pump_is_due = True
+            asyncio.get_running_loop().call_soon(self._pump_again, lane)
+
+    def _pump_again(self, lane: _Lane) -> None:
+        lane.pump_is_due = False
+        self._pump(lane)
 
     def _run(self, lane: _Lane, batch: Batch) -> None:
         try:
@@ -257,20 +282,29 @@ class Pipeline:
         lane.model.runner.run(assembled.inputs, batch.rows, done)
 
     def _computed(self, lane: _Lane, batch: Batch, assembled: Assembled, assembled_at: float, ran: Ran) -> None:
-        if ran.error is not None:
-            self._failed(lane, batch, ran.error)
+        error = ran.error or _wrong_rows(ran, batch.rows)
+        if error is not None:
+            self._failed(lane, batch, error)
         else:
+            lane.failures = 0
             answers = Answers(lane.model, batch.requests, ran.outputs, assembled)
             computed_at = self.monotonic()
             if assembled.rejected is not None:
                 answers = self._reject(answers, assembled.rejected)
             if answers.requests:
-                self.sink.answer(answers)
-                rows = sum([request.rows for request in answers.requests])
-                self.rows_in_flight -= rows
-                self.observe(_report(answers, rows, batch, ran, (assembled_at, computed_at, self.monotonic())))
+                self._answer(answers, batch, ran, (assembled_at, computed_at))
         if ran.threaded:
             self._pump(lane)
+
+    def _answer(self, answers: Answers, batch: Batch, ran: Ran, moments: tuple[float, float]) -> None:
+        try:
+            self.sink.answer(answers)
+        except Exception as error:  # noqa: BLE001 - a bug of ours; a call that has its answer ignores this one
+            self._refuse_all(answers.requests, error)
+            return
+        rows = sum([request.rows for request in answers.requests])
+        self.rows_in_flight -= rows
+        self.observe(_report(answers, rows, batch, ran, (*moments, self.monotonic())))
 
     def _reject(self, answers: Answers, rejected: npt.NDArray[np.bool_]) -> Answers:
         """Refuse the requests that have a rejected row; the answers of the others remain."""
@@ -289,19 +323,28 @@ class Pipeline:
         return Answers(answers.model, requests, outputs, answers.assembled.only(kept))
 
     def _failed(self, lane: _Lane, batch: Batch, error: Exception) -> None:
-        if len(batch.requests) > 1:
+        """Find the request that made the run fail, unless the model fails whatever it gets."""
+        lane.failures += 1
+        if len(batch.requests) > 1 and lane.failures <= _FAILURES_MAX:
             lane.queue.put_halves(batch)
-            return
-        failure = ModelFailed(f"model {lane.model.name}/{lane.model.version} failed: {error}")
+        else:
+            self._refuse_all(batch.requests, error)
+
+    def _refuse_all(self, requests: Sequence[Request], error: Exception) -> None:
+        failure = ModelFailed(f"model {requests[0].model} failed: {type(error).__name__}: {error}")
         failure.__cause__ = error
-        self._refuse(batch.requests[0], failure)
+        for request in requests:
+            self._refuse(request, failure)
 
     def _has_left(self, request: Request, now: float) -> bool:
         """End a request whose caller does not wait any more; True if it has been ended."""
-        if request.caller.cancelled or request.deadline <= now:
+        if request.deadline <= now:
             self._refuse(request, DeadlinePassed("the deadline passed before the model ran"))
-            return True
-        return False
+        elif request.caller.cancelled:
+            self._refuse(request, CallerLeft("the caller left before the model ran"))
+        else:
+            return False
+        return True
 
     def _refuse(self, request: Request, error: HeadraceError) -> None:
         self.rows_in_flight -= request.rows
@@ -320,6 +363,14 @@ def _cut(requests: list[Request], rows_max: int) -> Iterator[list[Request]]:
         rows += request.rows
     if chunk:
         yield chunk
+
+
+def _wrong_rows(ran: Ran, rows: int) -> Exception | None:
+    """The rows of an output are dealt out by position, so there must be as many as there were rows of input."""
+    if all(len(output) == rows for output in ran.outputs):
+        return None
+    shapes = ", ".join(str(np.shape(output)) for output in ran.outputs)
+    return ValueError(f"the outputs have the shapes {shapes} for {rows} rows")
 
 
 def _report(answers: Answers, rows: int, batch: Batch, ran: Ran, moments: tuple[float, float, float]) -> BatchReport:

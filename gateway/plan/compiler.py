@@ -205,9 +205,12 @@ def _sample(dtype: DType) -> Array:
     """Three different rows of a dtype, to try a transform on: zero, one, and 23, which is a legal hour."""
     shape = (3, dtype.width) if dtype.length else (3,)
     if dtype.kind == "string":
-        return np.array(["", "a", "zz"], dtype=object)
-    values = np.array([0, 1, 23]).reshape(3, *([1] * (len(shape) - 1)))
-    return np.broadcast_to(values, shape).astype(dtype.numpy)
+        sample: Array = np.array(["", "a", "zz"], dtype=object)
+    else:
+        values = np.array([0, 1, 23]).reshape(3, *([1] * (len(shape) - 1)))
+        sample = np.broadcast_to(values, shape).astype(dtype.numpy)
+    sample.setflags(write=False)  # as the arrays of a batch are
+    return sample
 
 
 def _listed(specs: Mapping[str, TensorSpec]) -> str:

@@ -16,6 +16,8 @@ def conform(field: str, tensor: Array, dtype: DType) -> Array:
         raise InvalidRequest(f"{field} has the shape {list(tensor.shape)}, it needs {shape}", field=field)
     target = array_dtype(dtype)
     if tensor.dtype == target:
+        if dtype.kind == "string":
+            encoded(field, tensor, dtype)
         return tensor
     source = "string" if tensor.dtype.hasobject else tensor.dtype.name
     if (
@@ -25,15 +27,19 @@ def conform(field: str, tensor: Array, dtype: DType) -> Array:
         or target.kind == "b"
     ):
         raise InvalidRequest(f"{field} has the dtype {source}, it needs {dtype}", field=field)
-    cast = tensor.astype(target)
-    if target.kind == "i" and not np.array_equal(cast, tensor):
+    with np.errstate(over="ignore"):  # looked for below
+        cast = tensor.astype(target)
+    lost = (
+        not np.array_equal(cast, tensor) if target.kind == "i" else bool((np.isinf(cast) & np.isfinite(tensor)).any())
+    )
+    if lost:
         raise InvalidRequest(f"{field} has values that do not fit into {dtype}", field=field)
     return cast
 
 
-def encoded(name: str, array: Array, dtype: DType) -> Array:
+def encoded(field: str, array: Array, dtype: DType) -> Array:
     """Strings as the block holds them, or an error where one does not fit: nothing is truncated."""
     values = [text.encode() for text in array.tolist()]
     if any(len(value) > dtype.numpy.itemsize or b"\0" in value for value in values):
-        raise InvalidRequest(f"overrides.{name} has a string that does not fit into {dtype}", field=f"overrides.{name}")
+        raise InvalidRequest(f"{field} has a string that does not fit into {dtype}", field=field)
     return np.array(values, dtype.numpy)

@@ -35,5 +35,7 @@ class Manifest(_Part):
     views: dict[Name, ViewUse] = Field(default={}, description="alias -> view")
     context: dict[Name, str] = Field(default={}, description="column -> dtype")
     transforms: list[TransformUse] = []
-    inputs: dict[str, list[ColumnName]] = Field(min_length=1, description="graph input -> columns, in order")
+    inputs: dict[str, Annotated[list[ColumnName], Field(min_length=1)]] = Field(
+        min_length=1, description="graph input -> columns, in order"
+    )
     labels: dict[Name, int] = Field(default={}, description="label -> version")

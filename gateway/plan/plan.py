@@ -124,9 +124,12 @@ class FeaturePlan:
         for index, block in enumerate(blocks):
             if len(block) != rows:
                 blocks[index] = np.repeat(block, _repeats(requests, index))
+                blocks[index].setflags(write=False)
         statuses = [
             apply_age(binding.view, block, now_ms) for binding, block in zip(self.bindings, blocks, strict=True)
         ]
+        # Before the overrides: a value of the caller's does not make up for a row that a rejecting view has not.
+        rejected = self._rejected(statuses)
         if any(request.overrides for request in requests):
             self._override(requests, blocks, statuses)
         context = [self._gather(requests, index) for index in range(len(self.context))]
@@ -135,7 +138,7 @@ class FeaturePlan:
             {matrix.spec.name: matrix.fill(blocks, rows, values) for matrix in self.matrices},
             tuple(statuses),
             tuple([ages_ms(block, now_ms) for block in blocks]),
-            self._rejected(statuses),
+            rejected,
         )
 
     def _bind_context(self, tensors: Mapping[str, Array], rows: int) -> tuple[bytes | list[str], ...]:
@@ -164,7 +167,7 @@ class FeaturePlan:
                 )
             array = conform(f"overrides.{name}", tensor, column.dtype)
             if column.dtype.kind == "string":
-                array = encoded(name, array, column.dtype)
+                array = encoded(f"overrides.{name}", array, column.dtype)
             if len(array) != rows:
                 array = np.broadcast_to(array, (rows, *array.shape[1:]))
             overrides.append(Override(column.source.binding, name.partition(".")[2], array))
@@ -178,7 +181,7 @@ class FeaturePlan:
             )
         return tuple(self.outputs.index(name) for name in dict.fromkeys(names))
 
-    def _explain(self, field: str, given: Mapping[str, object], wanted: Mapping[str, object]) -> None:
+    def _explain(self, field: str, given: Mapping[str, object], wanted: Mapping[str, object]) -> NoReturn:
         """Say which columns are unknown or missing. Called only when some are."""
         needs = ", ".join(f"{name} ({dtype})" for name, dtype in wanted.items()) or "none"
         for name in given.keys() - wanted.keys():
@@ -212,6 +215,8 @@ class FeaturePlan:
                 cells[:] = values.reshape(cells.shape)
                 # The cause stays: OVERRIDDEN (ABSENT) says that there was no row under the caller's value.
                 statuses[binding][span] = statuses[binding][span] & status.CAUSE_MASK | status.OVERRIDDEN
+        for index in touched:
+            blocks[index].setflags(write=False)
 
     def _rejected(self, statuses: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.bool_] | None:
         rejected: npt.NDArray[np.bool_] | None = None
@@ -267,10 +272,12 @@ def _row_count(asked: Asked) -> int:
 
 def _explain_lengths(asked: Asked, rows: int) -> NoReturn:
     """Say which column has the wrong length. Called only when one has."""
-    columns = {**asked.entities, **asked.context, **asked.overrides}
-    name, length = next((name, len(column)) for name, column in columns.items() if len(column) not in {1, rows or 1})
+    parts = {"entities": asked.entities, "context": asked.context, "overrides": asked.overrides}
+    lengths = {(part, name): len(column) for part, columns in parts.items() for name, column in columns.items()}
+    (part, name), length = next(found for found in lengths.items() if found[1] not in {1, rows or 1})
     what = "is empty" if length == 0 else f"has {length} rows"
-    raise InvalidRequest(f"column {name!r} {what}; the longest column has {rows}, each needs 1 or {rows}", field=name)
+    message = f"{part} column {name!r} {what}; the longest column has {rows}, each needs 1 or {rows}"
+    raise InvalidRequest(message, field=f"{part}.{name}")
 
 
 def _repeats(requests: Sequence[Request], index: int) -> list[int]:

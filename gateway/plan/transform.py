@@ -27,13 +27,12 @@ def resolver(allowed: Collection[str]) -> Resolve:
             known = ", ".join(sorted(allowed)) or "none"
             raise TransformError(f"module {module_name!r} is not in the setting transform_modules (it has: {known})")
         try:
-            function = getattr(importlib.import_module(module_name), function_name)
-        except ImportError as error:
-            raise TransformError(f"cannot import {module_name!r}: {error}") from error
-        except AttributeError as error:
-            raise TransformError(f"module {module_name!r} has no function {function_name!r}") from error
+            module = importlib.import_module(module_name)
+        except Exception as error:  # importing a module runs it, and it may raise anything
+            raise TransformError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
+        function = getattr(module, function_name, None)
         if not callable(function):
-            raise TransformError(f"{reference} is not a function")
+            raise TransformError(f"module {module_name!r} has no function {function_name!r}")
         return function  # type: ignore[no-any-return]  # what user code returns is checked by `Transform.run`
 
     return resolve

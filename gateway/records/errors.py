@@ -55,6 +55,12 @@ class DeadlinePassed(HeadraceError):
     reason = "DEADLINE_PASSED"
 
 
+class CallerLeft(HeadraceError):
+    """The caller does not wait any more; nobody will read this."""
+
+    reason = "CALLER_LEFT"
+
+
 class ServerError(HeadraceError):
     """The request may be right; the server cannot answer it now."""
 

@@ -29,11 +29,16 @@ NUMPY: dict[int, np.dtype[np.generic]] = {
     pb.DTYPE_STRING: np.dtype(object),
 }
 DTYPES = {dtype: number for number, dtype in NUMPY.items()}
+DIMENSIONS_MAX = 8
+"""Dimensions of a tensor. Without a bound, multiplying the sizes of a hostile shape takes minutes."""
 _CONTENTS = {"b": "bools", "i": "ints", "u": "uints", "f": "floats", "O": "strings"}
 
 
-def to_array(tensor: pb.Tensor, field: str) -> Array:
-    """The tensor as an array of at least one dimension, or `InvalidRequest`. Numbers share the message's bytes."""
+def to_array(tensor: pb.Tensor, field: str, strings_max: int | None = None) -> Array:
+    """The tensor as an array of at least one dimension, or `InvalidRequest`. Numbers share the message's bytes.
+
+    More than `strings_max` strings are refused before they are decoded: a string costs a hundred times its bytes.
+    """
     dtype = NUMPY.get(tensor.dtype)
     if dtype is None:
         raise InvalidRequest(f"{field} has the dtype {tensor.dtype}, which is unspecified or unknown", field=field)
@@ -41,13 +46,20 @@ def to_array(tensor: pb.Tensor, field: str) -> Array:
     if has_raw == has_contents:
         what = "both raw and contents" if has_raw else "neither raw nor contents"
         raise InvalidRequest(f"{field} has {what}; it needs exactly one of them", field=field)
-    flat = _from_raw(tensor.raw, dtype, field) if has_raw else _from_contents(tensor.contents, dtype, field)
+    if len(tensor.shape) > DIMENSIONS_MAX:
+        raise InvalidRequest(f"{field} has {len(tensor.shape)} dimensions, the most is {DIMENSIONS_MAX}", field=field)
     shape = tuple(tensor.shape)
+    flat = (
+        _from_raw(tensor.raw, dtype, field, strings_max) if has_raw else _from_contents(tensor.contents, dtype, field)
+    )
     if not shape:
         return flat
     if min(shape) < 0 or math.prod(shape) != flat.size:
         raise InvalidRequest(f"{field} has {flat.size} elements, its shape is {list(shape)}", field=field)
-    return flat.reshape(shape)
+    try:
+        return flat.reshape(shape)
+    except ValueError as error:  # a dimension of 0 beside one that no array can have
+        raise InvalidRequest(f"{field} cannot have the shape {list(shape)}", field=field) from error
 
 
 def from_array(name: str, array: Array) -> pb.Tensor:
@@ -74,9 +86,9 @@ def pack_strings(values: Iterable[str | bytes]) -> bytes:
     return b"".join(parts)
 
 
-def _from_raw(raw: bytes, dtype: np.dtype[np.generic], field: str) -> Array:
+def _from_raw(raw: bytes, dtype: np.dtype[np.generic], field: str, strings_max: int | None) -> Array:
     if dtype.hasobject:
-        return _objects(_unpack_strings(raw, field))
+        return _objects(_unpack_strings(raw, field, strings_max))
     if len(raw) % dtype.itemsize:
         raise InvalidRequest(f"{field} has {len(raw)} raw bytes, not a multiple of {dtype.itemsize}", field=field)
     if dtype.kind == "b" and raw.translate(None, b"\0\1"):
@@ -100,10 +112,12 @@ def _from_contents(contents: pb.TensorContents, dtype: np.dtype[np.generic], fie
         raise InvalidRequest(f"{field} has a value outside {dtype.name}", field=field) from None
 
 
-def _unpack_strings(raw: bytes, field: str) -> list[object]:
+def _unpack_strings(raw: bytes, field: str, strings_max: int | None) -> list[object]:
     values: list[object] = []
     at = 0
     while at < len(raw):
+        if strings_max is not None and len(values) >= strings_max:
+            raise InvalidRequest(f"{field} has more than {strings_max} strings", field=field)
         start = at + 4
         at = start + int.from_bytes(raw[at:start], "little")
         if start > len(raw) or at > len(raw):

@@ -25,7 +25,10 @@ from gateway.records.tensors import from_array, to_array
 from headrace.v1 import prediction_pb2 as pb
 from headrace.v1 import tensor_pb2
 
+_TENSORS_MAX = 1024
 _SKELETONS_MAX = 512
+_SKELETON_ROWS_MAX = 256
+"""Rows up to which a blank answer is kept; for more it is a small part of the work, and many would take much memory."""
 _ID_BYTES = 16
 _ID_FIELD_BYTES = len(pb.PredictResponse(prediction_id=bytes(_ID_BYTES)).SerializeToString())
 
@@ -38,12 +41,12 @@ def parse(payload: bytes | memoryview) -> pb.PredictRequest:
         raise InvalidRequest("the message is not a headrace.v1.PredictRequest: it cannot be parsed") from None
 
 
-def to_asked(message: pb.PredictRequest) -> Asked:
-    """The parts of a request that a plan binds."""
+def to_asked(message: pb.PredictRequest, rows_max: int) -> Asked:
+    """The parts of a request that a plan binds. What is sure to have more than `rows_max` rows is not decoded."""
     return Asked(
         ids_by_name(message.entities),
-        _arrays("context", message.context) if message.context else {},
-        _arrays("overrides", message.overrides) if message.overrides else {},
+        _arrays("context", message.context, rows_max) if message.context else {},
+        _arrays("overrides", message.overrides, rows_max) if message.overrides else {},
         message.outputs,
         message.return_features,
     )
@@ -154,9 +157,11 @@ class Encoder:
             layout.add_bytes(ages, age_field)
         blank_id = self._ids.prefix + bytes(8)
         layout.add(pb.PredictResponse(prediction_id=blank_id), ("number", np.dtype(">u8"), ()))
-        if len(self._skeletons) >= _SKELETONS_MAX:
-            self._skeletons.clear()
-        skeleton = self._skeletons[rows, shapes] = layout.skeleton()
+        skeleton = layout.skeleton()
+        if rows <= _SKELETON_ROWS_MAX:
+            if len(self._skeletons) >= _SKELETONS_MAX:
+                self._skeletons.clear()
+            self._skeletons[rows, shapes] = skeleton
         return skeleton
 
     def _whole(self, answers: Answers, request: Request, span: slice) -> bytes:
@@ -222,13 +227,15 @@ def _rows_of(request: Request) -> int:
     return request.rows
 
 
-def _arrays(field: str, tensors: Sequence[tensor_pb2.Tensor]) -> dict[str, Array]:
+def _arrays(field: str, tensors: Sequence[tensor_pb2.Tensor], rows_max: int) -> dict[str, Array]:
+    if len(tensors) > _TENSORS_MAX:
+        raise InvalidRequest(f"{field} has {len(tensors)} tensors, the most is {_TENSORS_MAX}", field=field)
     found: dict[str, Array] = {}
     for tensor in tensors:
         name = tensor.name
         if name in found:
             raise InvalidRequest(f"{field} column {name!r} is there twice", field=f"{field}.{name}")
-        array = to_array(tensor, f"{field}.{name}")
+        array = to_array(tensor, f"{field}.{name}", rows_max)
         if array.ndim == 0 or len(array) == 0:
             raise InvalidRequest(f"{field} column {name!r} has zero rows", field=f"{field}.{name}")
         found[name] = array

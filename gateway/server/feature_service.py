@@ -36,12 +36,17 @@ class FeatureService(features_pb2_grpc.FeatureServiceServicer):
         """Read rows."""
         try:
             view, ids = self._rows(request.view, request.entities)
-            names = list(request.columns) or [column.name for column in view.columns]
+            names = list(dict.fromkeys(request.columns)) or [column.name for column in view.columns]
             unknown = [name for name in names if name not in view.layout.places]
             if unknown:
                 known = ", ".join(view.layout.places)
                 raise InvalidRequest(f"{view.ref} has no column {unknown[0]!r} (it has: {known})", field="columns")
-            rows = await self.client.read(view, ids, context.time_remaining())
+            # Half of what is left, so that there is time to say that the store did not answer.
+            remaining_s: float | None = context.time_remaining()
+            budget_s = self.client.read_timeout_s
+            rows = await self.client.read(
+                view, ids, budget_s if remaining_s is None else min(budget_s, remaining_s / 2)
+            )
         except Exception as error:  # noqa: BLE001 - `abort` tells what is the caller's and hides the rest
             await _abort(context, error)
         response = pb.GetFeaturesResponse(
@@ -68,7 +73,12 @@ class FeatureService(features_pb2_grpc.FeatureServiceServicer):
             view, ids = self._rows(request.view, request.entities)
             table: dict[str, Array] = _key_columns(view, ids)
             for column in request.columns:
-                table[column.values.name] = _values(column, len(ids))
+                name = column.values.name
+                if name in table or name not in view.layout.places:
+                    known = ", ".join(view.layout.places)
+                    what = "is there twice, or is a join key" if name in table else "is not in the view"
+                    raise InvalidRequest(f"column {name!r} {what}; {view.ref} has: {known}", field=f"columns.{name}")
+                table[name] = _values(column, len(ids))
             moments = np.array(request.event_time_ms, np.int64)
             if len(moments) not in (0, 1, len(ids)):
                 raise InvalidRequest(

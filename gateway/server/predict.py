@@ -112,7 +112,7 @@ class PredictHandler:
             raise NotAllowed(
                 "return_features is allowed on loopback and Unix sockets only; the setting expose_features allows it"
             )
-        bound = model.plan.bind(codec.to_asked(message), self.options.rows_max)
+        bound = model.plan.bind(codec.to_asked(message, self.options.rows_max), self.options.rows_max)
         deadline = call.deadline
         if deadline == math.inf:
             deadline = call.arrived + self.options.default_deadline_s

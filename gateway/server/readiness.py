@@ -81,6 +81,10 @@ class Readiness:
         except StoreError as error:
             self.store_error = str(error)
             return False
+        except Exception as error:  # noqa: BLE001 - a bug must not end the watch, which nobody would notice
+            _log.exception("the ping of the feature store failed")
+            self.store_error = f"{type(error).__name__}: {error}"
+            return False
         return True
 
     async def _store_is(self, reachable: bool) -> None:

@@ -4,6 +4,7 @@ Each section is the options class of the room it belongs to, so a setting is doc
 variable is `HEADRACE_` and the path of the field with `__` between its parts, its value YAML: `HEADRACE_STORE__URL=…`.
 """
 
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,9 +13,10 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
 from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
 from featureclient.client import ClientOptions
-from featureclient.schema import document
+from featureclient.schema import ConfigError, Problem, document
 from featureclient.store.redis import RedisOptions
 from gateway.inference import InferenceOptions
 from gateway.pipeline import PipelineOptions
@@ -59,6 +61,8 @@ class Settings(BaseModel):
     def _check(self) -> Self:
         if self.stop_grace_s < 0:
             raise ValueError("stop_grace_s must not be negative")
+        if self.predict.rows_max > min(self.pipeline.parked_rows_max, self.pipeline.rows_in_flight_max):
+            raise ValueError("predict.rows_max must fit into pipeline.parked_rows_max and pipeline.rows_in_flight_max")
         return self
 
     @property
@@ -86,7 +90,10 @@ def _environment(variables: Mapping[str, str]) -> dict[str, Any]:
     for name, text in variables.items():
         if name.startswith(_ENVIRONMENT):
             *sections, field = name.removeprefix(_ENVIRONMENT).lower().split("__")
-            value = YAML(typ="safe").load(text)
+            try:
+                value = YAML(typ="safe").load(text)
+            except YAMLError as error:
+                raise ConfigError([Problem(f"${name}", 0, "", "is not valid YAML")]) from error
             for section in (field, *reversed(sections)):
                 value = {section: value}
             found = _merge(found, value)
@@ -102,4 +109,9 @@ def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]
 
 
 def _is_local(address: Address) -> bool:
-    return bool(address.path) or address.host in {"localhost", "::1"} or address.host.startswith("127.")
+    if address.path or address.host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(address.host).is_loopback
+    except ValueError:  # another name, which may mean anything
+        return False

@@ -9,6 +9,7 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
 from gateway.records.errors import (
+    CallerLeft,
     DeadlinePassed,
     HeadraceError,
     InvalidRequest,
@@ -29,6 +30,7 @@ CODES: dict[type[HeadraceError], StatusCode] = {
     RowRejected: StatusCode.FAILED_PRECONDITION,
     LimitExceeded: StatusCode.RESOURCE_EXHAUSTED,
     NotAllowed: StatusCode.PERMISSION_DENIED,
+    CallerLeft: StatusCode.CANCELLED,
     DeadlinePassed: StatusCode.DEADLINE_EXCEEDED,
     Overloaded: StatusCode.RESOURCE_EXHAUSTED,
     Unavailable: StatusCode.UNAVAILABLE,
@@ -54,8 +56,12 @@ def describe(error: Exception) -> tuple[StatusCode, str, bytes]:
     code = code_of(error)
     message = str(error)
     if code is StatusCode.INTERNAL:
-        incident = secrets.token_hex(6)
-        _log.error("incident %s: %s", incident, message, exc_info=error)
+        incident = getattr(error, "incident", "")
+        if not incident:
+            # One error may end many calls; it is logged once.
+            incident = secrets.token_hex(6)
+            error.incident = incident  # type: ignore[attr-defined]  # kept where the next call finds it
+            _log.error("incident %s: %s", incident, message, exc_info=error)
         message = f"internal error; the server's log has the cause beside the id {incident}"
     message = _cut(message, MESSAGE_BYTES_MAX)
     reason = error.reason if isinstance(error, HeadraceError) else HeadraceError.reason

@@ -19,11 +19,16 @@ from featureclient.store.redis import RedisOptions, RedisStore
 from gateway.inference import InferenceOptions, Model, ModelRepository
 from gateway.pipeline import Answers, Pipeline, PipelineOptions
 from gateway.plan.transform import resolver
-from gateway.records.errors import DeadlinePassed, HeadraceError, InvalidRequest, ModelFailed, Overloaded
+from gateway.records.errors import CallerLeft, DeadlinePassed, HeadraceError, InvalidRequest, ModelFailed, Overloaded
 from gateway.records.report import BatchReport
 from gateway.records.request import Asked, Request
 from tests.running import Site, make_site, write_graph
 
+DROPPER = """
+name: dropper
+context: {value: float32}
+inputs: {x: [value]}
+"""
 PICKER = """
 name: picker
 context: {index: int64}
@@ -50,6 +55,8 @@ class Outcomes:
     reports: list[BatchReport] = field(default_factory=list)
 
     def answer(self, answers: Answers) -> None:
+        if self.breaks:
+            raise RuntimeError("the encoder has a bug")
         start = 0
         self.runs.append(len(answers.requests))
         for request in answers.requests:
@@ -68,6 +75,8 @@ class Outcomes:
         self.changed.set()
         assert name not in self.scores, f"{name} was ended twice"
         assert name not in self.errors, f"{name} was ended twice"
+
+    breaks: bool = False
 
     async def ended(self, count: int) -> None:
         async with asyncio.timeout(10):
@@ -127,6 +136,18 @@ def site(redis_url: str, tmp_path: Path) -> Site:
     graph.initializer.append(numpy_helper.from_array(np.int64([1]), "axes"))
     write_graph(site.models / "picker/1/model.onnx", graph)
     (site.models / "picker/model.yaml").write_text(PICKER)
+    kept = helper.make_graph(
+        [
+            helper.make_node("GreaterOrEqual", ["x", "zero"], ["kept"]),
+            helper.make_node("Compress", ["x", "kept"], ["score"], axis=0),
+        ],
+        "dropper",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, [None])],
+        [numpy_helper.from_array(np.float32(0), "zero")],
+    )
+    write_graph(site.models / "dropper/1/model.onnx", kept)
+    (site.models / "dropper/model.yaml").write_text(DROPPER)
     return site
 
 
@@ -153,6 +174,81 @@ async def test_a_request_that_breaks_the_model_fails_alone(bench: Callable[..., 
         assert it.pipeline.rows_in_flight == 0
 
 
+@pytest.mark.parametrize("inline_max_us", [0, 1_000_000])
+async def test_a_model_that_drops_a_row_never_answers_with_a_neighbours(
+    bench: Callable[..., Any], inline_max_us: int
+) -> None:
+    async with bench(InferenceOptions(inline_max_us=inline_max_us)) as it:
+        values = {"a": [-1.0], "b": [7.0, 8.0], "c": [9.0]}
+        it.accept([it.request("dropper", name, {}, {"value": np.float32(found)}) for name, found in values.items()])
+        await it.outcomes.ended(3)
+        assert it.outcomes.scores == {"b": [7, 8], "c": [9]}
+        assert "shapes (0,) for 1 rows" in str(it.outcomes.errors["a"])
+        assert it.pipeline.rows_in_flight == 0
+
+
+@pytest.mark.parametrize("inline_max_us", [0, 1_000_000])
+async def test_a_bug_in_the_answer_ends_its_calls_and_the_next_are_served(
+    bench: Callable[..., Any], inline_max_us: int
+) -> None:
+    async with bench(InferenceOptions(inline_max_us=inline_max_us)) as it:
+        it.outcomes.breaks = True
+        it.accept(it.picks(0, 1))
+        await it.outcomes.ended(2)
+        assert {type(error) for error in it.outcomes.errors.values()} == {ModelFailed}
+        it.outcomes.breaks = False
+        it.accept([it.picks(2)[0]._replace(caller=Caller("next"))])
+        await it.outcomes.ended(3)
+        assert it.outcomes.scores == {"next": [30]}
+        assert it.pipeline.rows_in_flight == 0
+
+
+async def test_a_model_that_always_fails_is_not_tried_for_each_request(
+    bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench() as it:
+        runs = []
+
+        def run(inputs: Any) -> Any:
+            runs.append(inputs)
+            raise RuntimeError("broken")
+
+        monkeypatch.setattr(it.model("picker").runner.session, "run", run)
+        it.accept(it.picks(*[0] * 500))
+        await it.outcomes.ended(500)
+        assert len(runs) < 40
+        assert it.pipeline.rows_in_flight == 0
+
+
+async def test_no_thread_to_be_had_is_an_error_of_that_run_only(
+    bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with bench(InferenceOptions(inline_max_us=0)) as it:
+        with monkeypatch.context() as patch:
+            patch.setattr("threading.Thread.start", lambda self: (_ for _ in ()).throw(RuntimeError("can't start")))
+            it.accept(it.picks(0))
+        assert isinstance(it.outcomes.errors["r0"], ModelFailed)
+        it.accept([it.picks(1)[0]._replace(caller=Caller("next"))])
+        await it.outcomes.ended(2)
+        assert it.outcomes.scores == {"next": [20]}
+
+
+async def test_one_pass_takes_in_at_most_so_many_rows(bench: Callable[..., Any]) -> None:
+    async with bench(batch_rows_max=10, tick_rows_max=20) as it:
+        for burst in range(5):
+            it.accept(
+                [
+                    request._replace(caller=Caller(f"{burst}-{index}"))
+                    for index, request in enumerate(it.picks(*[0] * 40))
+                ]
+            )
+        assert len(it.outcomes.scores) == 20
+        for turn in range(2, 5):
+            await asyncio.sleep(0)
+            assert len(it.outcomes.scores) <= 20 * turn
+        await it.outcomes.ended(200)
+
+
 async def test_who_has_left_is_skipped_before_the_model(bench: Callable[..., Any]) -> None:
     async with bench() as it:
         requests = it.picks(0, 1, 2)
@@ -161,7 +257,10 @@ async def test_who_has_left_is_skipped_before_the_model(bench: Callable[..., Any
         it.accept(requests)
         assert it.outcomes.scores == {"r2": [30]}
         assert it.outcomes.runs == [1]
-        assert {type(error) for error in it.outcomes.errors.values()} == {DeadlinePassed}
+        assert {name: type(error) for name, error in it.outcomes.errors.items()} == {
+            "r0": CallerLeft,
+            "r1": DeadlinePassed,
+        }
 
 
 async def test_who_leaves_while_parked_is_skipped_too(bench: Callable[..., Any]) -> None:

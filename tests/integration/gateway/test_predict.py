@@ -10,6 +10,7 @@ import pytest
 
 from featureclient.schema import status
 from gateway.client import BlockingClient, CallFailed, Prediction
+from headrace.v1 import features_pb2, features_pb2_grpc, tensor_pb2
 from tests.conftest import RedisServer
 from tests.running import COLUMNS, WEIGHTS, Running, make_site, running, write_items, write_users
 
@@ -127,6 +128,32 @@ def test_feature_service_reads_nulls_and_statuses(client: BlockingClient) -> Non
         1,
     )
     assert client.delete_features("user_stats@1", {"user": ["u160", "u161"]}) == 1
+
+
+def test_a_written_column_cannot_stand_for_the_entity(client: BlockingClient) -> None:
+    before = client.get_features("user_stats@1", {"user": "u0"}, ["age"]).columns["age"].tolist()
+    for columns, said in (
+        ({"user": np.array(["u0"]), "age": np.float32([777])}, "is a join key"),
+        ({"aage": np.float32([777])}, "is not in the view; user_stats@1 has: age, visits, taste"),
+    ):
+        with pytest.raises(CallFailed) as caught:
+            client.write_features("user_stats@1", {"user": ["mine"]}, columns)
+        assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+        assert said in caught.value.message
+    assert client.get_features("user_stats@1", {"user": "u0"}, ["age"]).columns["age"].tolist() == before
+
+
+def test_a_column_is_answered_once_however_often_it_is_asked_for(client: BlockingClient) -> None:
+    with grpc.insecure_channel(client._client.target) as channel:
+        request = features_pb2.GetFeaturesRequest(view="user_stats@1", columns=["age"] * 1000)
+        request.entities.add(name="user", strings=tensor_pb2.StringIds(values=["u1"]))
+        answer = features_pb2_grpc.FeatureServiceStub(channel).Get(request, timeout=5)
+    assert [column.values.name for column in answer.columns] == ["age"]
+
+
+def test_a_client_that_was_not_opened_says_so() -> None:
+    with pytest.raises(RuntimeError, match="use `with BlockingClient"):
+        ask(BlockingClient("127.0.0.1:1"))
 
 
 def test_a_rejecting_view_fails_only_its_own_request(client: BlockingClient) -> None:

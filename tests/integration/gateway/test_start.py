@@ -89,6 +89,26 @@ def test_transforms_outside_the_allowed_modules(site: Site) -> None:
     ) in problems(site)
 
 
+def test_a_transform_module_that_cannot_be_imported(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    (site.folder / "broken_transforms.py").write_text("def f(:\n")
+    site.add_model(
+        "derived",
+        "name: derived\ncontext: {c: float32}\ntransforms:\n"
+        "  - {function: 'broken_transforms:f', inputs: {c: c}, outputs: {o: float32}}\ninputs: {x: [o]}\n",
+        np.float32([[1]]),
+    )
+    monkeypatch.syspath_prepend(site.folder)
+    with site.config.open("a") as file:
+        file.write("transform_modules: [broken_transforms]\n")
+    assert "cannot import 'broken_transforms': SyntaxError" in problems(site)[0]
+
+
+def test_environment_that_is_not_yaml(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_STORE__URL", "[")
+    with pytest.raises(ConfigError, match=r"\$HEADRACE_STORE__URL: is not valid YAML"):
+        settings.load(site.config)
+
+
 def test_no_models(site: Site, tmp_path: Path) -> None:
     empty = tmp_path / "nothing"
     empty.mkdir()

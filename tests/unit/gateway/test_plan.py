@@ -45,8 +45,12 @@ def ranked(*, value: Array) -> dict[str, Array]:
     return {"twice": np.argsort(value).astype(np.float32)}
 
 
+def clipped(*, value: Array) -> dict[str, Array]:
+    return {"twice": np.clip(value, 0, 1, out=value)}
+
+
 def resolve(reference: str) -> Callable[..., Mapping[str, Array]]:
-    found = {"t:doubled": doubled, "t:ranked": ranked, "t:nothing": lambda **_: {}}.get(reference)
+    found = {"t:doubled": doubled, "t:ranked": ranked, "t:clipped": clipped, "t:nothing": lambda **_: {}}.get(reference)
     if found is None:
         raise TransformError(f"no {reference}")
     return found
@@ -151,7 +155,12 @@ class TestCompile:
         assert "'dest' is string for another view and int64 here" in found["views", "weather", "keys"]
 
     @pytest.mark.parametrize(
-        ("function", "said"), [("t:ranked", "depends on the other rows"), ("t:nothing", "does not return 'twice'")]
+        ("function", "said"),
+        [
+            ("t:ranked", "depends on the other rows"),
+            ("t:nothing", "does not return 'twice'"),
+            ("t:clipped", "read-only"),
+        ],
     )
     def test_transforms_that_break_their_promise(self, function: str, said: str) -> None:
         transform = {"function": function, "inputs": {"value": "c"}, "outputs": {"twice": "float32"}}
@@ -190,6 +199,7 @@ class TestBind:
             (good | {"hour": [str(2**63)]}, {"c": np.float32([1])}, "not an int64 in canonical form"),
             (good, {"c": np.array(["a"], object)}, "context.c has the dtype string, it needs float32"),
             (good, {"c": np.float32([[1, 2]])}, "has the shape [1, 2], it needs [rows]"),
+            (good, {"c": np.float64([1e300])}, "values that do not fit into float32"),
         ],
     )
     def test_refused(self, entities: dict[str, Any], context: dict[str, Any], said: str) -> None:
@@ -210,6 +220,19 @@ class TestBind:
         with pytest.raises(LimitExceeded, match="rows_max is 1") as caught:
             self.plan.bind(asked(self.good, {"c": np.float32([1])}), 1)
         assert caught.value.limit == "rows_max"
+
+    def test_an_override_with_the_name_of_a_ragged_column_does_not_hide_it(self) -> None:
+        request = asked(
+            self.good | {"tailnum": ["N1", "N2", "N3"], "hour": [1, 2]}, {"c": np.float32([1])}, {"hour": [1]}
+        )
+        with pytest.raises(InvalidRequest, match="entities column 'hour' has 2 rows") as caught:
+            self.plan.bind(request, 10)
+        assert caught.value.field == "entities.hour"
+
+    def test_strings_of_the_context_are_not_truncated(self) -> None:
+        plan = compiled([TensorSpec("x", "string", (None,))], context={"word": "string[4]"}, inputs={"x": ["word"]})
+        with pytest.raises(InvalidRequest, match=r"context\.word has a string that does not fit"):
+            plan.bind(asked({}, {"word": np.array(["12345"], object)}), 10)
 
     def test_unknown_output_and_override(self) -> None:
         with pytest.raises(InvalidRequest, match="has no output 'x' \\(it has: score\\)"):
@@ -289,3 +312,11 @@ class TestAssemble:
         assert rejected is not None
         assert rejected.tolist() == [False, True]
         assert plan.assemble([bound], [[stored[0][0]] * 2], NOW_MS).rejected is None
+
+    def test_an_override_does_not_make_up_for_a_rejected_row(self) -> None:
+        plan = compiled([matrix(1)], views={"w": {"view": "weather@1"}}, inputs={"x": ["w.temp"]})
+        view = CATALOGUE.view("weather@1")
+        overriding = request(plan, asked({"origin": ["JFK"], "hour": [1]}, {}, {"w.temp": np.float32([1])}))
+        rejected = plan.assemble([overriding], [[row(view, code=status.MISSING | status.ABSENT)]], NOW_MS).rejected
+        assert rejected is not None
+        assert rejected.all()

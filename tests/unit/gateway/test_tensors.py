@@ -49,6 +49,11 @@ def test_typed_contents(contents: pb.TensorContents, dtype: pb.DType, expected: 
     np.testing.assert_array_equal(array, expected)
 
 
+def test_more_strings_than_allowed_are_not_decoded() -> None:
+    with pytest.raises(InvalidRequest, match="more than 3 strings"):
+        to_array(pb.Tensor(dtype=pb.DTYPE_STRING, raw=b"\0\0\0\0" * 4), "t", strings_max=3)
+
+
 @pytest.mark.parametrize(
     ("tensor", "said"),
     [
@@ -66,6 +71,12 @@ def test_typed_contents(contents: pb.TensorContents, dtype: pb.DType, expected: 
         (pb.Tensor(dtype=pb.DTYPE_BOOL, raw=b"\2"), "a raw byte other than 0 and 1"),
         (pb.Tensor(dtype=pb.DTYPE_INT8, shape=[2, 2], raw=b"abc"), "3 elements, its shape is [2, 2]"),
         (pb.Tensor(dtype=pb.DTYPE_INT8, shape=[-1, -3], raw=b"abc"), "its shape is [-1, -3]"),
+        (pb.Tensor(dtype=pb.DTYPE_INT8, shape=[2**62] * 50_000, raw=b"a"), "50000 dimensions, the most is 8"),
+        (pb.Tensor(dtype=pb.DTYPE_INT8, shape=[1] * 65, raw=b"a"), "65 dimensions, the most is 8"),
+        (
+            pb.Tensor(dtype=pb.DTYPE_INT8, shape=[0, 2**62, 4], raw=b""),
+            "cannot have the shape [0, 4611686018427387904, 4]",
+        ),
         (pb.Tensor(dtype=pb.DTYPE_STRING, raw=b"\x05\0\0\0ab"), "cut short: element 0"),
         (pb.Tensor(dtype=pb.DTYPE_STRING, raw=b"\x05\0"), "cut short: element 0"),
         (pb.Tensor(dtype=pb.DTYPE_STRING, raw=b"\x01\0\0\0\xff"), "element 0 that is not UTF-8"),
