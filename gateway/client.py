@@ -224,10 +224,12 @@ class BlockingClient:
 
     def __init__(self, target: str = "127.0.0.1:8500", *, credentials: grpc.ChannelCredentials | None = None) -> None:
         self._client = HeadraceClient(target, credentials=credentials)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="headrace-client", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
 
     def __enter__(self) -> Self:
+        loop = self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=loop.run_forever, name="headrace-client", daemon=True)
         self._thread.start()
         self._run(self._client.__aenter__())
         return self
@@ -236,12 +238,15 @@ class BlockingClient:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._run(self._client.__aexit__(kind, error, trace))
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        loop, thread = self._loop, self._thread
+        self._loop = self._thread = None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
 
     def _run(self, work: Coroutine[Any, Any, _R]) -> _R:
-        if not self._thread.is_alive():
+        if self._loop is None:
             work.close()
             raise RuntimeError("the client is closed; use `with BlockingClient(...) as client`")
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -599,7 +599,7 @@ static uint64_t count_unfinished(void) {
             unfinished++;
             if (options.rate > 0) histogram_add(&result.latency, now - call->started_ns);
         }
-    for (; schedule.next < schedule.count; schedule.next++) {
+    for (; schedule.next < schedule.count && due_ns(schedule.next) < now; schedule.next++) {
         unfinished++;
         histogram_add(&result.latency, now - due_ns(schedule.next));
     }

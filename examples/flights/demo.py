@@ -64,6 +64,8 @@ class DemoOptions:
     """Where metrics and health are served; likewise."""
 
     def __post_init__(self) -> None:
+        if not all(0 <= port <= 65535 for port in (self.port, self.http_port)):  # noqa: PLR2004  the largest port
+            raise ValueError("a port is a number from 0 to 65535")
         if self.rows < 1:
             raise ValueError(f"rows must be at least 1, not {self.rows}")
 
@@ -293,11 +295,14 @@ def _where_next(address: str, http_address: str, redis_url: str, test: Flights) 
     flight = test.take(np.array([0]))
     entities = " ".join(f"-e {name}={column[0]}" for name, column in entity_columns(flight).items())
     context = " ".join(f"-c {name}={column[0]:g}" for name, column in context_columns(flight).items())
+    command = Path(sys.executable).with_name("headrace")
+    if command.is_relative_to(Path.cwd()):
+        command = command.relative_to(Path.cwd())
     return "\n".join(
         [
             "",
             "[bold]Still up; in a second terminal:[/bold]",
-            f"  headrace predict {MODEL} --target {address} {entities} {context}",
+            f"  {command} predict {MODEL} --target {address} {entities} {context}",
             f"  grpcurl -plaintext {address} list",
             f"  curl -s http://{http_address}/metrics",
             f"  redis-cli -s {redis_url.removeprefix('unix://')} dbsize",

@@ -142,6 +142,8 @@ def _message(kind: str, said: str, location: Location, model: type[BaseModel]) -
         return f"is not known{existing}"
     if kind == "missing":
         return "is required"
+    if kind == "tuple_type":
+        return "should be a list"
     return said.removeprefix("Value error, ")
 
 

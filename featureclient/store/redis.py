@@ -21,6 +21,7 @@ from typing import Any, TypeAlias
 
 from hiredis import pack_command
 from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -81,6 +82,10 @@ class RedisOptions:
     """In front of the names of blobs. (Rows bring their own, from the catalogue.)"""
 
     def __post_init__(self) -> None:
+        try:
+            parse_url(self.url)
+        except ValueError as error:
+            raise ValueError(f"url: {error}") from error
         if min(self.connect_timeout_s, self.timeout_s, self.write_timeout_s) <= 0:
             raise ValueError("connect_timeout_s, timeout_s and write_timeout_s must be above 0")
         if min(self.read_lanes, self.write_rows_max, self.write_runs_max) < 1:

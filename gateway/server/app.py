@@ -111,6 +111,7 @@ class Gateway:
         # A transport has the two methods that generated code calls.
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, cast("grpc.aio.Server", server))
         add_reflection(_SERVICES, server)
+        telemetry.watch_turned_away(lambda: server.turned_away)
         self.addresses = await server.start()
         stack.push_async_callback(server.stop, settings.stop_grace_s)
         stack.push_async_callback(readiness.drain)

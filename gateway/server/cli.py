@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import click
 import grpc
+import numpy as np
 import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -27,17 +28,37 @@ if TYPE_CHECKING:
     from gateway.inference import Model
 
 _FEATURE_ROWS_SHOWN = 6
+_PIPED_WIDTH = 160
 _P = ParamSpec("_P")
 _CONFIG = click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     default=Path("headrace.yaml"),
     show_default=True,
-    help="The settings file.",
+    help="The settings file. examples/flights/headrace.yaml is one.",
 )
 _TARGET = click.option(
     "--target", default="127.0.0.1:8500", show_default=True, help="The gateway: host:port or unix:/path."
 )
+
+
+def _tls(command: Callable[_P, None]) -> Callable[_P, None]:
+    """The options of a client of a gateway with TLS."""
+    file = click.Path(exists=True, dir_okay=False, path_type=Path)
+    for name, help_text in (
+        ("--key", "PEM: the key of --cert."),
+        ("--cert", "PEM: who we are, where the gateway asks for it."),
+        ("--ca", "PEM: who signed the gateway's certificate. Turns TLS on."),
+    ):
+        command = click.option(name, type=file, help=help_text)(command)
+    return command
+
+
+def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.ChannelCredentials | None:
+    if ca is None:
+        return None
+    read = [None if path is None else path.read_bytes() for path in (ca, key, cert)]
+    return grpc.ssl_channel_credentials(*read)
 
 
 def _command(run: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P, None]:
@@ -69,7 +90,13 @@ def main() -> None:
 @main.command()
 @_CONFIG
 @click.option("--transport", type=click.Choice(["fast", "grpcio"]), help="Override the setting `transport`.")
-@click.option("--log-level", default="INFO", show_default=True, help="DEBUG, INFO, WARNING or ERROR.")
+@click.option(
+    "--log-level",
+    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
+    default="INFO",
+    show_default=True,
+    help="How much to say.",
+)
 @_command
 async def serve(config: Path, transport: str | None, log_level: str) -> None:
     """Serve predictions until SIGTERM or Ctrl-C."""
@@ -152,6 +179,7 @@ async def models(config: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_describe(model) for model in loaded], indent=2))
         return
+    console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
     table = Table("model", "version", "entities", "context", "views", "outputs")
     for model in loaded:
         table.add_row(
@@ -162,11 +190,12 @@ async def models(config: Path, as_json: bool) -> None:
             "\n".join(f"{binding.alias}: {binding.view.ref}" for binding in model.plan.bindings),
             "\n".join(map(str, model.signature.outputs)),
         )
-    Console().print(table)
+    console.print(table)
 
 
 @main.command()
 @_TARGET
+@_tls
 @click.argument("model")
 @click.option("--entity", "-e", "entities", multiple=True, metavar="NAME=ID,ID", help="Ids of a request column.")
 @click.option(
@@ -189,12 +218,15 @@ async def predict(
     version: int | None,
     features: bool,
     timeout_s: float,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
 ) -> None:
     """Ask a running gateway for predictions and print a table.
 
     An id that is a decimal number is sent as an int64; write NAME=:ID for a string of digits.
     """
-    async with HeadraceClient(target) as client:
+    async with HeadraceClient(target, credentials=_credentials(ca, cert, key)) as client:
         prediction = await client.predict(
             model,
             dict(_pair(text, _ids) for text in entities),
@@ -209,12 +241,14 @@ async def predict(
 
 @main.command()
 @_TARGET
+@_tls
 @click.option("--timeout-s", default=3.0, show_default=True, help="How long to wait.")
-def health(target: str, timeout_s: float) -> None:
+def health(target: str, timeout_s: float, ca: Path | None, cert: Path | None, key: Path | None) -> None:
     """Exit with 0 when the gateway is ready to serve."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    with grpc.insecure_channel(target) as channel:
+    credentials = _credentials(ca, cert, key)
+    with grpc.secure_channel(target, credentials) if credentials else grpc.insecure_channel(target) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]  # the stubs package leaves it out
                 health_pb2.HealthCheckRequest(), timeout=timeout_s
@@ -259,6 +293,8 @@ def _pair(text: str, read: Callable[[str], Any]) -> tuple[str, Any]:
 
 def _ids(text: str) -> list[int] | list[str]:
     values = text.split(",")
+    if "" in values:
+        raise click.BadParameter(f"there is an empty id in {text!r}")
     if all(value.removeprefix("-").isdecimal() for value in values):
         return [int(value) for value in values]
     return [value.removeprefix(":") for value in values]
@@ -286,17 +322,23 @@ def _print(prediction: Prediction) -> None:
             for alias, found in prediction.views.items()
             if found.status[row] != status.PRESENT
         ]
-        values = [str(output[row].tolist()) for output in prediction.outputs.values()]
+        values = [_shown(output[row]) for output in prediction.outputs.values()]
         answers.add_row(str(row), *values, "\n".join(others) or "-")
     Console().print(answers)
     if prediction.features:
         shown = range(min(rows, _FEATURE_ROWS_SHOWN))
         features = Table("feature", *(f"row {row}" for row in shown), title="as the model saw them")
         for name, column in prediction.features.items():
-            features.add_row(name, *(str(column[row].tolist()) for row in shown))
+            features.add_row(name, *(_shown(column[row]) for row in shown))
         Console().print(features)
     for warning in prediction.warnings:
         click.echo(f"warning: {warning}", err=True)
+
+
+def _shown(value: Any) -> str:
+    """A value of one row, with as many digits as a float32 has."""
+    flat = [f"{one:.7g}" if isinstance(one, float) else str(one) for one in np.ravel(value).tolist()]
+    return flat[0] if len(flat) == 1 else f"[{', '.join(flat)}]"
 
 
 if __name__ == "__main__":

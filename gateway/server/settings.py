@@ -6,12 +6,12 @@ variable is `HEADRACE_` and the path of the field with `__` between its parts, i
 
 import ipaddress
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, DirectoryPath, FilePath, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -32,13 +32,13 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
-    catalogue: Path
+    catalogue: FilePath
     """The features.yaml with entities and views."""
-    models: Path
+    models: DirectoryPath
     """The folder of the model repository."""
     transform_modules: tuple[str, ...] = ()
     """Python modules in which manifests may name transforms. Nothing outside them is imported."""
-    transform_path: Path | None = None
+    transform_path: DirectoryPath | None = None
     """A folder in which these modules are looked for first."""
     transport: Literal["fast", "grpcio"] = "fast"
     """How gRPC is spoken: our own layer, or `grpc.aio`."""
@@ -76,28 +76,60 @@ class Settings(BaseModel):
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read the file, then the environment, then `overrides` (nested mappings). Raises `ConfigError`."""
     source = document.read(path)
-    content = _merge(source.content, _environment(os.environ))
+    environment = _Environment(os.environ)
+    content = _merge(source.content, environment.content)
     content = _merge(content, overrides or {})
-    for name in ("catalogue", "models", "transform_path"):
-        if isinstance(content.get(name), str):
-            content[name] = str(path.parent / content[name])
-    return document.validate(replace(source, content=content), Settings)
+    _resolve(content, path.parent, ("catalogue", "models", "transform_path"))
+    tls = content["grpc"].get("tls") if isinstance(content.get("grpc"), dict) else None
+    if isinstance(tls, dict):
+        _resolve(tls, path.parent, ("certificate_chain", "private_key", "client_ca"))
+    try:
+        return document.validate(replace(source, content=content), Settings)
+    except ConfigError as error:
+        raise ConfigError(environment.blamed(error.problems)) from error
 
 
-def _environment(variables: Mapping[str, str]) -> dict[str, Any]:
-    """What the environment says, as the file would: values are YAML, so that a list is `[a, b]`."""
-    found: dict[str, Any] = {}
-    for name, text in variables.items():
-        if name.startswith(_ENVIRONMENT):
-            *sections, field = name.removeprefix(_ENVIRONMENT).lower().split("__")
-            try:
-                value = YAML(typ="safe").load(text)
-            except YAMLError as error:
-                raise ConfigError([Problem(f"${name}", 0, "", "is not valid YAML")]) from error
-            for section in (field, *reversed(sections)):
-                value = {section: value}
-            found = _merge(found, value)
-    return found
+def _resolve(section: dict[str, Any], folder: Path, names: tuple[str, ...]) -> None:
+    """Make relative paths relative to the file."""
+    for name in names:
+        if isinstance(section.get(name), str):
+            section[name] = str(folder / section[name])
+
+
+class _Environment:
+    """The settings among the environment variables. Values are YAML, so that a list is `[a, b]`.
+
+    A variable that has no `__` in its name and is no setting is left alone: Kubernetes makes `HEADRACE_PORT` and others
+    for a service called headrace.
+    """
+
+    def __init__(self, variables: Mapping[str, str]) -> None:
+        self.content: dict[str, Any] = {}
+        self._names: dict[str, str] = {}
+        for name, text in variables.items():
+            path = name.removeprefix(_ENVIRONMENT).lower().split("__")
+            if name.startswith(_ENVIRONMENT) and (len(path) > 1 or path[0] in Settings.model_fields):
+                self._names[".".join(path)] = name
+                self._add(name, path, text)
+
+    def _add(self, name: str, path: list[str], text: str) -> None:
+        try:
+            value = YAML(typ="safe").load(text)
+        except YAMLError as error:
+            raise ConfigError([Problem(f"${name}", 0, "", "is not valid YAML")]) from error
+        for part in reversed(path):
+            value = {part: value}
+        self.content = _merge(self.content, value)
+
+    def blamed(self, problems: Iterable[Problem]) -> list[Problem]:
+        """The problems, with the variable in place of the file where one is to blame."""
+        return [self._blamed(problem) for problem in problems]
+
+    def _blamed(self, problem: Problem) -> Problem:
+        for path, name in self._names.items():
+            if problem.field == path or problem.field.startswith((f"{path}.", f"{path}[")):
+                return replace(problem, file=f"${name}", line=0)
+        return problem
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,16 @@ from gateway.telemetry.tally import STAGES, UNKNOWN, ModelTally, StoreTally, Vie
 NONE = "none"
 """The label of a row whose status has no cause."""
 
+_CODES = (
+    *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
+    *("PERMISSION_DENIED", "RESOURCE_EXHAUSTED", "FAILED_PRECONDITION", "ABORTED", "OUT_OF_RANGE", "UNIMPLEMENTED"),
+    *("INTERNAL", "UNAVAILABLE", "DATA_LOSS", "UNAUTHENTICATED"),
+)
+"""gRPC's codes by number."""
+
+TURNED_AWAY_CODES = ("RESOURCE_EXHAUSTED", "DEADLINE_EXCEEDED")
+"""Shown from the start, so that `rate` sees the first one."""
+
 _OUTCOMES = {
     getattr(status, name): name
     for name in ("UNSET", "PRESENT", "STALE", "COMPUTED", "DEFAULTED", "MISSING", "OVERRIDDEN")
@@ -127,3 +137,16 @@ def _add_histogram(family: HistogramMetricFamily, labels: Iterable[str], histogr
     reading = histogram.read()
     bounds = (*(f"{bound:.12g}" for bound in reading.bounds), "+Inf")
     family.add_metric(tuple(labels), list(zip(bounds, reading.cumulative, strict=True)), reading.sum)
+
+
+def turned_away_family(counts: Mapping[int, int]) -> Metric:
+    """Calls that ended before a handler answered them, by gRPC code."""
+    family = CounterMetricFamily(
+        "headrace_transport_turned_away",
+        "Calls that the transport ended itself: refused at the door, malformed, or out of time.",
+        labels=("code",),
+    )
+    for number, name in enumerate(_CODES):
+        if number in counts or name in TURNED_AWAY_CODES:
+            family.add_metric((name,), counts.get(number, 0))
+    return family

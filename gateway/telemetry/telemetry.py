@@ -50,6 +50,7 @@ class Telemetry:
         self._tally = Tally()
         self._caches: list[Callable[[], Mapping[str, CacheSnapshot]]] = []
         self._gauges: dict[str, _Gauge] = {}
+        self._turned_away: Callable[[], Mapping[int, int]] = dict
         self._unreadable = 0
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -85,6 +86,10 @@ class Telemetry:
             raise ValueError(f"gauge {name!r} is watched already")
         self._gauges[name] = _Gauge(f"headrace_{name}", help, read)
 
+    def watch_turned_away(self, counts: Callable[[], Mapping[int, int]]) -> None:
+        """Show the calls that the transport ended itself; `counts` gives them by the number of their gRPC code."""
+        self._turned_away = counts
+
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the page of metrics and its content type, in the format that the `Accept` header asks for."""
         encode, content_type = choose_encoder(accept)
@@ -101,6 +106,7 @@ class Telemetry:
             value = self._read(gauge.name, gauge.read)
             if value is not None:
                 yield GaugeMetricFamily(gauge.name, gauge.help, value=value)
+        yield families.turned_away_family(self._read("turned_away", self._turned_away) or {})
         build = GaugeMetricFamily("headrace_build_info", "Always 1; the labels say what runs.", labels=("version",))
         build.add_metric((self._version,), 1)
         yield build

@@ -5,7 +5,7 @@ list owes each call exactly one `reply` or `fail`, in any order and at any time;
 ignored when the call has already ended, and never raise because of the client.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -72,6 +72,12 @@ class Transport(Protocol):
         self, service: str, handlers: "dict[str, grpc.RpcMethodHandler[object, object]]"
     ) -> None:
         """What generated `add_XServicer_to_server` functions call beside the above."""
+        ...
+
+    @property
+    def turned_away(self) -> Mapping[int, int]:
+        """Calls that no handler has answered, by the gRPC status code that they got: refused at the door, malformed, or
+        out of time. Empty where the transport does not know."""
         ...
 
     async def start(self) -> Sequence[str]:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, TypeAlias
 
 import grpc
@@ -173,6 +173,11 @@ class GrpcioTransport:
     def add_registered_method_handlers(self, service: str, handlers: "dict[str, _RpcMethodHandler]") -> None:
         """What generated `add_XServicer_to_server` functions call beside the above."""
         self._registered.append((service, handlers))
+
+    @property
+    def turned_away(self) -> Mapping[int, int]:
+        """Empty: grpcio does not tell."""
+        return {}
 
     async def start(self) -> Sequence[str]:
         """Bind and listen; return the addresses with the ports that were bound."""

@@ -66,6 +66,10 @@ class TlsOptions:
     """How often the files are looked at for a change, in seconds. A pair that does not load is logged and not taken."""
 
     def __post_init__(self) -> None:
+        for name in ("certificate_chain", "private_key", "client_ca"):
+            path: Path | None = getattr(self, name)
+            if path is not None and not path.is_file():
+                raise ValueError(f"tls.{name}: {path}: there is no such file")
         if not 0 < self.reload_check_s < math.inf:
             raise ValueError(f"tls.reload_check_s must be a positive number of seconds, not {self.reload_check_s}")
 

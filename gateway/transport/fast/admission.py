@@ -14,6 +14,7 @@ complete: a health watch says nothing about capacity.
 """
 
 import math
+from collections import Counter
 
 _WINDOW_S = 0.1
 _SMOOTHING = 0.5
@@ -34,6 +35,7 @@ class Admission:
         "_window_start",
         "active",
         "active_max",
+        "turned_away",
         "waiting",
     )
 
@@ -41,6 +43,8 @@ class Admission:
         self.active = 0
         self.active_max = active_max
         self.waiting = 0
+        self.turned_away: Counter[int] = Counter()
+        """Calls that no handler has answered, by the status code they got."""
         self._completed = 0
         self._window_completed = 0
         self._window_start = -math.inf

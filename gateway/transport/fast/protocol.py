@@ -244,7 +244,7 @@ class UnaryCall(_ServerCall):
         if self.state == ENDED:
             return
         self.connection.admission.completed()
-        self.connection.refuse(self, code or UNKNOWN, message, details, trailing)
+        self.connection.finish(self, _status(self.method, code or UNKNOWN, message, details, trailing), began=False)
 
 
 class StreamCall(_ServerCall):
@@ -501,6 +501,7 @@ class ServerConnection:
 
     def _turn_away(self, event: RequestReceived, refusal: wire.Refusal) -> None:
         """Answer a stream that never becomes a call."""
+        self.admission.turned_away[refusal.code] += 1
         status = wire.status_headers(refusal.code, refusal.message)
         self._send_last(event.stream_id, [(b":status", refusal.http), wire.CONTENT_TYPE, *status, *refusal.extra])
         if not event.end_stream:
@@ -613,9 +614,10 @@ class ServerConnection:
             pass
         self.end(call)
 
-    def refuse(self, call: "UnaryCall", code: int, message: str, details: bytes = b"", trailing: Metadata = ()) -> None:
-        """End a unary call with an error."""
-        self.finish(call, _status(call.method, code, message, details, trailing), began=False)
+    def refuse(self, call: "UnaryCall", code: int, message: str) -> None:
+        """End a unary call before a handler has seen it."""
+        self.admission.turned_away[code] += 1
+        self.finish(call, wire.status_headers(code, message), began=False)
 
     def _send_last(self, stream_id: int, headers: http2.Headers) -> None:
         with suppress(http2.StreamGone):
@@ -656,6 +658,7 @@ class ServerConnection:
     def abandon(self, call: Call, code: int, message: str) -> None:
         """End a call that somebody still works on."""
         call.cancelled = True
+        self.admission.turned_away[code] += 1
         self.finish(call, wire.status_headers(code, message), began=isinstance(call, StreamCall) and call.began)
         if isinstance(call, StreamCall) and call.listener is not None:
             call.listener.gone()

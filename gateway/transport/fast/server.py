@@ -15,7 +15,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from gateway.transport.call import BatchHandler, Metadata
@@ -122,6 +122,11 @@ class FastTransport:
         return None
 
     # Life
+
+    @property
+    def turned_away(self) -> Mapping[int, int]:
+        """Calls that no handler has answered, by the gRPC status code that they got."""
+        return self.admission.turned_away
 
     async def start(self) -> Sequence[str]:
         """Bind and listen; return the addresses with the ports that were bound."""

@@ -61,7 +61,11 @@ def _load(options: TlsOptions) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.set_alpn_protocols(["h2"])
-    context.load_cert_chain(options.certificate_chain, options.private_key)
+    try:
+        context.load_cert_chain(options.certificate_chain, options.private_key)
+    except ssl.SSLError as error:
+        pair = f"{options.certificate_chain} with the key {options.private_key}"
+        raise ssl.SSLError(f"TLS: the certificate {pair} cannot be used: {error}") from error
     if options.client_ca is not None:
         context.load_verify_locations(options.client_ca)
         context.verify_mode = ssl.CERT_REQUIRED

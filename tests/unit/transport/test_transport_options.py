@@ -58,6 +58,11 @@ def test_half_of_the_request_bytes_are_split_and_half_are_lent() -> None:
     assert TransportOptions(max_concurrent_streams=10).stream_window_bytes == 65_535
 
 
-def test_tls_files_are_looked_at_from_time_to_time() -> None:
+def test_tls_files_are_there_and_looked_at_from_time_to_time(tmp_path: Path) -> None:
+    chain, key = tmp_path / "chain", tmp_path / "key"
+    chain.touch()
+    with pytest.raises(ValueError, match=r"tls\.private_key: .*key: there is no such file"):
+        TlsOptions(chain, key)
+    key.touch()
     with pytest.raises(ValueError, match="reload_check_s"):
-        TlsOptions(Path("chain"), Path("key"), reload_check_s=0)
+        TlsOptions(chain, key, reload_check_s=0)
