@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _HANDLER_FAILED = "The server failed to handle this call; its log says why."
-_QUIET_PASSES = 4
+_QUIET_PASSES = 6
 _PASSES_MAX = 256
 _STALE_KEEPALIVE = 0  # grpcio counts pings without data as misbehaviour; our clients may ping as they like.
 
