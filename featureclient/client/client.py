@@ -45,8 +45,8 @@ TIMER_SLACK_S = 0.001
 """uvloop's clock ticks in milliseconds: a timer that fires within one of its moment is on time."""
 
 GIVE_UP_PASSES = 4
-"""Passes of the loop between a timer and giving up. A loop that was busy finds the timer before it looks at its sockets,
-where the answer may have been waiting; on an idle loop the passes take microseconds."""
+"""Passes of the loop between a timer and giving up. A loop that was busy finds the timer before it looks at its
+sockets, where the answer may have been waiting; on an idle loop the passes take microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
