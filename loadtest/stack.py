@@ -103,8 +103,8 @@ def running_headrace(
 ) -> Iterator[Running]:
     """Headrace with the benchmark's catalogue and model, everything else as it is set by default.
 
-    But for the budget of a read: past 50 ms Headrace answers with defaults, which the benchmark counts as a failure; the
-    hand-written server, which waits for as long as it takes, has no such moment.
+    But for the budget of a read: past 50 ms Headrace answers with defaults, which the benchmark counts as a failure.
+    The hand-written server waits for as long as it takes.
     """
     port = port or free_port()
     config = folder / f"{name}.yaml"

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 _HANDLER_FAILED = "The server failed to handle this call; its log says why."
-_QUIET_PASSES = 6
+_QUIET_PASSES = 4
 _PASSES_MAX = 256
 _STALE_KEEPALIVE = 0  # grpcio counts pings without data as misbehaviour; our clients may ping as they like.
 
@@ -113,27 +113,38 @@ def _identity(auth: Any) -> str | None:
 class _Batches:
     """The calls that have arrived and are not handed over yet, by handler.
 
-    They are handed over once `_QUIET_PASSES` passes of the loop in a row have brought no other call. grpcio delivers
-    calls one by one, from a thread that gets its turn between passes, so without these passes every batch is a batch of
-    one even with dozens of calls under way. On an idle server the passes take microseconds.
+    They are handed over once no call is on its way and `_QUIET_PASSES` passes of the loop in a row have brought no
+    other. grpcio delivers calls one by one, from a thread that gets its turn between passes, and each in steps (first
+    the headers, then the message), so without this every batch is a batch of one even with dozens of calls under way.
+    On an idle server the passes take microseconds; a client that sends headers and no message delays others by
+    `_PASSES_MAX` passes at most.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[BatchHandler, list[Call]] = {}
+        self._on_their_way = 0
         self._quiet_passes = 0
         self._passes = 0
+
+    def announce(self) -> None:
+        """The headers of a call are there, its message is not."""
+        self._on_their_way += 1
 
     def add(self, handler: BatchHandler, call: Call) -> None:
         if not self._waiting:
             self._passes = 0
             asyncio.get_running_loop().call_soon(self._pass)
         self._quiet_passes = 0
+        self._on_their_way -= 1
         self._waiting.setdefault(handler, []).append(call)
 
     def _pass(self) -> None:
         self._quiet_passes += 1
         self._passes += 1
-        if self._quiet_passes > _QUIET_PASSES or self._passes > _PASSES_MAX:
+        quiet = self._quiet_passes > _QUIET_PASSES and self._on_their_way <= 0
+        if quiet or self._passes > _PASSES_MAX:
+            # Those that never came are not waited for again.
+            self._on_their_way = 0
             self._dispatch()
         else:
             asyncio.get_running_loop().call_soon(self._pass)
@@ -214,9 +225,13 @@ class _BatchRpcHandler(grpc.GenericRpcHandler):
             method: grpc.unary_unary_rpc_method_handler(_serve_in_batches(method, handler, batches))
             for method, handler in methods.items()
         }
+        self._batches = batches
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "_RpcMethodHandler | None":
-        return self._handlers.get(handler_call_details.method)
+        handler = self._handlers.get(handler_call_details.method)
+        if handler is not None:
+            self._batches.announce()
+        return handler
 
 
 def _serve_in_batches(
