@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-from featureclient.schema import Entity
+from featureclient.schema import Entity, JoinKey
+from featureclient.wire.keys import canonical_part
 from gateway.records.errors import InvalidRequest
 from gateway.records.request import Id
 
@@ -32,22 +33,11 @@ def typed_ids(name: str, ids: Sequence[str] | Sequence[int], dtype: str) -> Sequ
     """Check the type of an id column. A string for an int64 key must be the canonical decimal of one number."""
     if isinstance(ids[0], ID_TYPES[dtype]):
         return ids
-    if dtype == "string":
-        raise InvalidRequest(f"join key {name!r} is a string, the request has int64 ids", field=f"entities.{name}")
-    return [_canonical(name, str(text)) for text in ids]
-
-
-def _canonical(name: str, text: str) -> int:
+    key = JoinKey(name, "int64" if dtype == "int64" else "string")
     try:
-        number = int(text)
-    except ValueError:
-        number = None
-    if number is None or str(number) != text or not -(2**63) <= number < 2**63:
-        shown = text if len(text) <= 40 else text[:40] + "…"  # noqa: PLR2004 - enough of an id to recognise it
-        raise InvalidRequest(
-            f"{shown!r} is not an int64 in canonical form for join key {name!r}", field=f"entities.{name}"
-        )
-    return number
+        return [canonical_part(key, given) for given in ids]  # type: ignore[return-value]  # all of the key's type
+    except ValueError as error:
+        raise InvalidRequest(str(error), field=f"entities.{name}") from error
 
 
 def join(columns: list[Sequence[str] | Sequence[int]], rows: int) -> Sequence[Id]:
