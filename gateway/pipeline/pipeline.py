@@ -205,14 +205,11 @@ class Pipeline:
             rows = sum([request.rows for request in requests])
             lane.queue.put(Batch(requests, stored, rows, 0, now))  # type: ignore[arg-type]  # no None is left in it
             return
-        there: list[Batch] = []
         for single in Batch(requests, stored, 0, 0, now).singles():  # type: ignore[arg-type]  # may hold None until parked
             if all(map(all, single.stored)):
-                there.append(single)
+                lane.queue.put(single)
             else:
                 self._park(lane, single, now)
-        for batch in there:
-            lane.queue.put(batch)
 
     def _park(self, lane: _Lane, single: Batch, now: float) -> None:
         """Let one request wait for its missing rows, and its keys join the next read."""
