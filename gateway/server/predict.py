@@ -15,6 +15,7 @@ from gateway.records.errors import HeadraceError, LimitExceeded, NotAllowed, Una
 from gateway.records.report import FailureReport
 from gateway.records.request import Request
 from gateway.server import codec
+from gateway.server.forms import Forms
 from gateway.server.status import describe
 from gateway.transport.call import Call
 from headrace.v1 import prediction_pb2 as pb
@@ -58,6 +59,7 @@ class PredictHandler:
         self.failed = failed
         self.features_exposed = features_exposed
         self._ids = ids
+        self._forms = Forms()
         self._encoders: dict[Model, codec.Encoder] = {}
         self._pipeline: Pipeline | None = None
 
@@ -68,21 +70,32 @@ class PredictHandler:
     def on_calls(self, calls: list[Call]) -> None:
         """Decode what has arrived and hand it over, model by model."""
         by_model: dict[Model, list[Request]] = {}
+        forms = self._forms
         for call in calls:
-            model_name = ""
-            try:
-                if self._pipeline is None:
-                    raise Unavailable("the server is starting: it has not reached its feature store yet")
-                message = codec.parse(call.payload)
-                model = self._resolve(message)
-                model_name = model.name
-                request = self._bind(call, message, model)
-            except Exception as error:  # noqa: BLE001 - whatever one call does to us, its neighbours are answered
-                self._end(call, error, model_name, call.arrived)
+            form = forms.find(call.payload)
+            request = None if form is None else form.request(call, call.payload, call.arrived, self._deadline(call))
+            if form is not None and request is not None:
+                by_model.setdefault(form.model, []).append(request)
             else:
-                by_model.setdefault(model, []).append(request)
+                self._decode(call, by_model)
         for model, requests in by_model.items():
             self._pipeline.accept(model, requests)  # type: ignore[union-attr]  # without one no call gets here
+
+    def _decode(self, call: Call, by_model: dict[Model, list[Request]]) -> None:
+        """Decode a call in full, and bind it, or end it."""
+        model_name = ""
+        try:
+            if self._pipeline is None:
+                raise Unavailable("the server is starting: it has not reached its feature store yet")
+            message = codec.parse(call.payload)
+            model = self._resolve(message)
+            model_name = model.name
+            request = self._bind(call, message, model)
+            self._forms.learn(call.payload, model, request)
+        except Exception as error:  # noqa: BLE001 - whatever one call does to us, its neighbours are answered
+            self._end(call, error, model_name, call.arrived)
+        else:
+            by_model.setdefault(model, []).append(request)
 
     def answer(self, answers: Answers) -> None:
         """Encode and send the answers of one run."""
@@ -113,15 +126,12 @@ class PredictHandler:
                 "return_features is allowed on loopback and Unix sockets only; the setting expose_features allows it"
             )
         bound = model.plan.bind(codec.to_asked(message, self.options.rows_max), self.options.rows_max)
-        deadline = call.deadline
-        if deadline == math.inf:
-            deadline = call.arrived + self.options.default_deadline_s
         return Request(
             call,
             model.name,
             request_id,
             call.arrived,
-            deadline,
+            self._deadline(call),
             bound.rows,
             bound.ids,
             bound.context,
@@ -129,6 +139,10 @@ class PredictHandler:
             bound.outputs,
             message.return_features,
         )
+
+    def _deadline(self, call: Call) -> float:
+        deadline = call.deadline
+        return call.arrived + self.options.default_deadline_s if deadline == math.inf else deadline
 
     def _check_length(self, request_id: str) -> None:
         length, most = len(request_id.encode()), self.options.request_id_bytes_max

@@ -53,6 +53,8 @@ _PASS_MAX_S = 0.02
 """How long the handlers of a pass may take together before the next pass hands over fewer calls: deadlines,
 cancellations and other connections wait that long. A pass that is full and quicker makes the next one larger."""
 _CLOSE_S = 1.0
+_LONE_CALLS = 2
+"""More calls in one pass, and the server is so busy that it does not sleep anyway."""
 
 
 class _HandlerCallDetails(NamedTuple):
@@ -80,6 +82,8 @@ class FastTransport:
         self._outgoing: list[Connection] = []
         self._pass_calls = options.max_tick_calls
         self._scheduled = False
+        self._polling = False
+        self._poll_until = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
         self._certificates: Certificates | None = None
@@ -268,6 +272,8 @@ class FastTransport:
         """One pass: hand over what has arrived, then send what is answered."""
         now = time.monotonic()
         if self._arrived or self._compressed:
+            if self.options.busy_poll_us and len(self._arrived) <= _LONE_CALLS:
+                self._busy_poll(now)
             self._dispatch(now)
         # Calls that are answered from now on need a pass of their own.
         self._scheduled = False
@@ -279,6 +285,18 @@ class FastTransport:
         self.admission.observe(now)
         if self._deadlines.next_due() < self._alarm_at:
             self._set_alarm(now)
+
+    def _busy_poll(self, now: float) -> None:
+        """Keep the loop from sleeping for a moment: what a lone caller sends next finds it awake, its caches warm."""
+        self._poll_until = now + self.options.busy_poll_us * 1e-6
+        if not self._polling:
+            self._polling = True
+            self.loop.call_soon(self._poll)
+
+    def _poll(self) -> None:
+        self._polling = time.monotonic() < self._poll_until
+        if self._polling:
+            self.loop.call_soon(self._poll)
 
     def _dispatch(self, now: float) -> None:  # noqa: C901 - a branch for each fate of a call
         pass_calls = self._pass_calls

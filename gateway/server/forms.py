@@ -1,0 +1,264 @@
+"""Requests that are alike, decoded by their difference.
+
+A service sends the same request over and over with other ids in it. A *form* is such a request with holes: the bytes
+of one that was decoded and bound in full, and the places where its ids, its context and its request id stand.
+
+    payload ──▶ a form of its size has the same bytes around its holes ──▶ the holes are cut out and bound
+            └─▶ none has: decoded in full by `codec`, and now and then learnt as another form
+
+Why that is right: each hole is the whole content of one length-delimited field, and its length stands in the bytes that
+are compared. So a payload that fits is, field by field, the form's message with other contents in the holes, and of the
+contents that are let in (a string, one varint, the elements of a numeric tensor) none changes what stands around it.
+
+Forms are learnt from requests of one row without overrides: the many small ones, of which decoding is most of the work.
+What is unusual in a message (a field twice, several ids, a value that has to be cast) keeps it from being learnt, never
+from being answered. A form belongs to the model that its request was bound to.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
+from typing import Any, TypeAlias
+
+from gateway.inference import Model
+from gateway.plan.plan import Binding
+from gateway.records.request import Caller, Id, Request
+from headrace.v1 import prediction_pb2 as pb
+from headrace.v1 import tensor_pb2
+
+FORMS_MAX = 512
+"""All forms. When there would be more, all are forgotten."""
+FORMS_OF_A_SIZE_MAX = 8
+"""They are tried one after the other."""
+FORM_BYTES_MAX = 2048
+"""A larger request is learnt from no more: comparing and keeping its bytes costs what decoding does."""
+_LEARN_EVERY = 4
+"""Learning takes several times as long as decoding, and not every request has another like it."""
+
+Holes: TypeAlias = tuple[bytes, ...]
+_Span: TypeAlias = tuple[int, int]
+_Field: TypeAlias = tuple[str, str]
+"""`(entities, <column>)`, `(context, <column>)` or `(request_id, "")`."""
+
+
+class Forms:
+    """The forms that were learnt."""
+
+    def __init__(self) -> None:
+        self._by_size: dict[int, list[Form]] = {}
+        self._count = 0
+        self._misses = 0
+
+    def __repr__(self) -> str:
+        return f"<Forms {self._count}>"
+
+    def find(self, payload: bytes | memoryview) -> "Form | None":
+        """The form that a payload fits."""
+        for form in self._by_size.get(len(payload), ()):
+            if form.around(payload) == form.fixed:
+                return form
+        return None
+
+    def learn(self, payload: bytes | memoryview, model: Model, request: Request) -> None:
+        """Keep a request that was decoded in full as a form, now and then, if it can be one and there is room."""
+        if request.rows != 1 or request.overrides or len(payload) > FORM_BYTES_MAX or not isinstance(payload, bytes):
+            return
+        self._misses += 1
+        known = self._by_size.get(len(payload), ())
+        if self._misses % _LEARN_EVERY or len(known) >= FORMS_OF_A_SIZE_MAX:
+            return
+        form = Form.of(payload, model, request)
+        if form is None:
+            return
+        if self._count >= FORMS_MAX:
+            self._by_size.clear()
+            self._count = 0
+        self._by_size.setdefault(len(payload), []).append(form)
+        self._count += 1
+
+
+class Form:
+    """One request with holes. `around` cuts out what is not a hole, and `fixed` is what that gives of this request."""
+
+    __slots__ = ("_columns", "_context", "_holes", "_request_id", "_rest", "around", "fixed", "model")  # fmt: skip
+
+    @classmethod
+    def of(cls, payload: bytes, model: Model, request: Request) -> "Form | None":
+        """The form of a request that was bound; None when it can be none."""
+        try:
+            form = cls(payload, model, request)
+        except _Unusual:
+            return None
+        # What stands in the request is not what was bound when it had to be cast. Then there is no form.
+        return form if form.request(request.caller, payload, request.arrived, request.deadline) == request else None
+
+    def __init__(self, payload: bytes, model: Model, request: Request) -> None:
+        found = _find_holes(payload)
+        spans = sorted(found.values())
+        edges = [0, *(edge for span in spans for edge in span), len(payload)]
+        if not spans:
+            raise _Unusual
+        self.around = _cutter(list(zip(edges[::2], edges[1::2], strict=True)))
+        self.fixed = self.around(payload)
+        self.model = model
+        self._holes = _cutter(spans)
+        places = {field: spans.index(span) for field, span in found.items()}
+        integers = {name for name, dtype in model.plan.entities.items() if dtype == "int64"}
+        self._columns = [_column(binding, places, integers) for binding in model.plan.bindings]
+        self._context = [_place(places, ("context", column.name)) for column in model.plan.context]
+        self._request_id = places.get(("request_id", ""))
+        self._rest = (request.overrides, request.outputs, request.return_features)
+
+    def request(self, caller: Caller, payload: bytes | memoryview, arrived: float, deadline: float) -> Request | None:
+        """The request of a payload that fits. None when a hole holds what it may not; `codec` finds what to say."""
+        holes = self._holes(payload)
+        at = self._request_id
+        try:
+            request_id = "" if at is None else _text(holes[at])
+            ids = tuple([column(holes) for column in self._columns])
+        except ValueError:
+            return None
+        context = tuple([holes[place] for place in self._context])
+        # What the constructor does, without the call of a Python function.
+        return tuple.__new__(
+            Request, (caller, self.model.name, request_id, arrived, deadline, 1, ids, context, *self._rest)
+        )
+
+
+class _Unusual(Exception):
+    """The request cannot be a form."""
+
+
+def _cutter(spans: Sequence[_Span]) -> Callable[[Any], Holes]:
+    """A function that cuts these spans out of a payload. (Of two or more things itemgetter makes a tuple.)"""
+    slices = [slice(*span) for span in spans]
+    return itemgetter(*slices, slice(0, 0))
+
+
+def _place(places: dict[_Field, int], field: _Field) -> int:
+    place = places.get(field)
+    if place is None:
+        raise _Unusual
+    return place
+
+
+def _column(binding: Binding, places: dict[_Field, int], integers: set[str]) -> Callable[[Holes], Sequence[Id]]:
+    """How the ids of a view are made from the holes."""
+    parts = [(_place(places, ("entities", key)), _integer if key in integers else _text) for key in binding.keys]
+    place, decode = parts[0]
+    if len(parts) == 1:
+        return lambda holes: [decode(holes[place])]
+    return lambda holes: [tuple([decode(holes[place]) for place, decode in parts])]
+
+
+# ── Where the holes are ─────────────────────────────────────────────────────────────────────────────────────────────
+
+_VARINT, _DELIMITED = 0, 2
+_VARINT_BYTES_MAX = 10
+_INT64_SIGN = 1 << 63
+
+
+def _numbers(message: Any) -> dict[str, int]:
+    return {name: field.number for name, field in message.DESCRIPTOR.fields_by_name.items()}
+
+
+_REQUEST, _COLUMN, _TENSOR = _numbers(pb.PredictRequest), _numbers(tensor_pb2.EntityColumn), _numbers(tensor_pb2.Tensor)
+_VALUES = _numbers(tensor_pb2.StringIds)["values"]  # and of Int64Ids, which is the same
+_NUMBERS = {
+    getattr(tensor_pb2, f"DTYPE_{kind}{bits}")
+    for kind, sizes in (("INT", (8, 16, 32, 64)), ("UINT", (8, 16, 32, 64)), ("FLOAT", (16, 32, 64)))
+    for bits in sizes
+}
+"""Tensors of which any bytes are elements. (A BOOL is 0 or 1.)"""
+
+
+def _find_holes(payload: bytes) -> dict[_Field, _Span]:
+    holes: dict[_Field, _Span] = {}
+    for number, _, span in _fields(payload, (0, len(payload))):
+        if number == _REQUEST["entities"]:
+            name, hole = _entity_hole(payload, span)
+            field = ("entities", name)
+        elif number == _REQUEST["context"]:
+            name, hole = _context_hole(payload, span)
+            field = ("context", name)
+        elif number == _REQUEST["request_id"]:
+            field, hole = ("request_id", ""), span
+        else:
+            continue
+        if field in holes:
+            raise _Unusual
+        holes[field] = hole
+    return holes
+
+
+def _entity_hole(payload: bytes, span: _Span) -> tuple[str, _Span]:
+    """The name of an entity column of one id, and where the id is."""
+    parts = _each_once(payload, span)
+    name = parts.pop(_COLUMN["name"], None)
+    if name is None or len(parts) != 1 or not parts.keys() <= {_COLUMN["strings"], _COLUMN["int64s"]}:
+        raise _Unusual
+    ids = _each_once(payload, parts.popitem()[1])
+    if ids.keys() != {_VALUES}:
+        raise _Unusual
+    return payload[slice(*name)].decode(), ids[_VALUES]
+
+
+def _context_hole(payload: bytes, span: _Span) -> tuple[str, _Span]:
+    """The name of a tensor of numbers in raw bytes, and where they are."""
+    parts = _each_once(payload, span)
+    dtype = parts.get(_TENSOR["dtype"], (0, 0))
+    if not {_TENSOR["name"], _TENSOR["raw"]} <= parts.keys() or _unsigned(payload[slice(*dtype)]) not in _NUMBERS:
+        raise _Unusual
+    return payload[slice(*parts[_TENSOR["name"]])].decode(), parts[_TENSOR["raw"]]
+
+
+def _each_once(payload: bytes, span: _Span) -> dict[int, _Span]:
+    """The contents of a message's fields by number. A field that is there twice is unusual."""
+    found: dict[int, _Span] = {}
+    for number, _, content in _fields(payload, span):
+        if number in found:
+            raise _Unusual
+        found[number] = content
+    return found
+
+
+def _fields(payload: bytes, span: _Span) -> Iterator[tuple[int, int, _Span]]:
+    """The fields of a message that was parsed before: number, wire type, and where the content is."""
+    at, end = span
+    while at < end:
+        at, tag = _varint(payload, at)
+        if tag & 7 == _DELIMITED:
+            start, size = _varint(payload, at)
+            at = start + size
+        elif tag & 7 == _VARINT:
+            start = at
+            at, _ = _varint(payload, at)
+        else:
+            raise _Unusual
+        yield tag >> 3, tag & 7, (start, at)
+
+
+def _text(hole: bytes) -> str:
+    return str(hole, "utf-8")
+
+
+def _varint(payload: bytes, at: int) -> tuple[int, int]:
+    end = at
+    while payload[end] >= 0x80:  # noqa: PLR2004 - the bit that says that there is more
+        end += 1
+    return end + 1, _unsigned(payload[at : end + 1])
+
+
+def _unsigned(data: bytes) -> int:
+    """A varint of exactly these bytes."""
+    value = 0
+    for index, byte in enumerate(data):
+        value |= (byte & 0x7F) << 7 * index
+    return value
+
+
+def _integer(hole: bytes) -> int:
+    """The one int64 that packed varints are. Raises ValueError when they are none or several."""
+    if not 0 < len(hole) <= _VARINT_BYTES_MAX or hole[-1] >= 0x80 or any(byte < 0x80 for byte in hole[:-1]):  # noqa: PLR2004
+        raise ValueError("not one varint")
+    value = _unsigned(hole) & (2 * _INT64_SIGN - 1)
+    return value - 2 * _INT64_SIGN if value >= _INT64_SIGN else value
