@@ -6,7 +6,7 @@
 #   make check       format, lint, types, import contracts, generated code, API compatibility; `make -k` goes on
 #   make bench       side by side with a hand-written server                   ARGS='--json --quick'
 #   make format      write the format that `make check` wants
-#   make stubs       generate the protobuf code of headrace/ and loadtest/
+#   make stubs       generate the protobuf code of headrace/, loadtest/ and featureclient/
 #   make release-api promise today's API: write proto/released.binpb
 #   make settings-reference   write docs/configuration.md
 #   make train       train the example's model again

@@ -41,4 +41,80 @@ class ReadShed:
     keys: int
 
 
-Event: TypeAlias = StoreRead | StoreWrite | RowInvalid | ReadShed
+@dataclass(frozen=True, slots=True)
+class ComputeRun:
+    """One run of a view's function or query, for `rows` ids, of which `found` got a row.
+
+    `unasked` are rows for ids that nobody asked for; they were dropped. `error` is None, or the kind of trouble (the
+    name of an exception class).
+    """
+
+    view: str
+    rows: int
+    found: int
+    seconds: float
+    error: str | None
+    unasked: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeRefused:
+    """Ids that were not computed: the view's breaker is open, or `waiting_ids_max` ids wait already."""
+
+    view: str
+    ids: int
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeUnavailable:
+    """A view cannot be computed for now: its source did not answer when a worker started."""
+
+    view: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeWorkerLost:
+    """A worker process ended, or was killed because its run took too long. It is replaced."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ComputeDropped:
+    """Rows that were not computed (`what` is `ids`) or not stored (`write_back`), because too many are under way."""
+
+    view: str
+    what: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """The store told that rows of a view were written, deleted or expired."""
+
+    view: str
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Whether the store tells of changes from now on; if not, `why`, and what is cached is only as new as its age."""
+
+    on: bool
+    why: str
+
+
+Event: TypeAlias = (
+    StoreRead
+    | ComputeDropped
+    | Changed
+    | Watched
+    | StoreWrite
+    | RowInvalid
+    | ReadShed
+    | ComputeRun
+    | ComputeRefused
+    | ComputeUnavailable
+    | ComputeWorkerLost
+)

@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from examples.flights.redis_process import find_server
+from tests.redisfleet import Cluster, SentinelFleet, running_cluster, running_sentinels
 
 START_S_MAX = 10.0
 STOP_S_MAX = 10.0
@@ -61,6 +62,32 @@ def redis_url(redis_server: RedisServer) -> str:
     with redis.Redis(unix_socket_path=redis_server.socket) as connection:
         connection.flushall()
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def _worker_cluster() -> Iterator[Cluster]:
+    with running_cluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def redis_cluster(_worker_cluster: Cluster) -> Cluster:
+    """The worker's cluster of three nodes, emptied. A test that harms its nodes has to start one of its own."""
+    _worker_cluster.flush()
+    return _worker_cluster
+
+
+@pytest.fixture(scope="session")
+def _worker_sentinels() -> Iterator[SentinelFleet]:
+    with running_sentinels() as fleet:
+        yield fleet
+
+
+@pytest.fixture
+def redis_sentinels(_worker_sentinels: SentinelFleet) -> SentinelFleet:
+    """The worker's primary, replica and two Sentinels, emptied. For tests that harm none of them."""
+    _worker_sentinels.primary.call("FLUSHALL")
+    return _worker_sentinels
 
 
 def wait_until_ready(process: "subprocess.Popen[bytes]", server: RedisServer, log: Path) -> None:

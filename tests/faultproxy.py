@@ -14,6 +14,7 @@ class FaultProxy:
     hold      replies to requests that contain `command` wait for `heal`; `held` is set when one does
     cut       after so many more bytes of replies, the connection is dropped
     trickle   replies come one byte every `every_s`
+    garble    these bytes come instead of the next reply, once
     """
 
     def __init__(self, backend: str, folder: Path) -> None:
@@ -25,6 +26,7 @@ class FaultProxy:
         self._healed = asyncio.Event()
         self._cut_after: int | None = None
         self._every_s = 0.0
+        self._garbage: bytes | None = None
         self.held = asyncio.Event()
         self.connections = 0
 
@@ -59,8 +61,12 @@ class FaultProxy:
     def trickle(self, every_s: float) -> None:
         self._every_s = every_s
 
+    def garble(self, garbage: bytes) -> None:
+        self._garbage = garbage
+
     def heal(self) -> None:
         self._command = None
+        self._garbage = None
         self._cut_after = None
         self._every_s = 0.0
         self._healed.set()
@@ -101,6 +107,8 @@ class FaultProxy:
                 self.held.set()
                 await self._healed.wait()
                 state["holding"] = False
+            if self._garbage is not None:
+                data, self._garbage = self._garbage, None
             if self._cut_after is not None:
                 some, self._cut_after = data[: self._cut_after], max(0, self._cut_after - len(data))
                 to_client.write(some)

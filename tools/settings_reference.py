@@ -70,13 +70,20 @@ def _table(owner: type, rows: Iterator[tuple[str, str, str]]) -> Iterator[str]:
 
 
 def _meanings(owner: type) -> dict[str, str]:
-    """The string under each field of a class."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(owner))).body[0]
-    assert isinstance(body, ast.ClassDef)
+    """The string under each field of a class, and of the options that it extends."""
     found = {}
-    for field, after in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant):
-            found[ast.unparse(field.target)] = " ".join(str(after.value.value).split())
+    for each in reversed(owner.__mro__):
+        if each is not owner and not is_dataclass(each):
+            continue
+        body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for field, after in zip(body.body, body.body[1:], strict=False):
+            if (
+                isinstance(field, ast.AnnAssign)
+                and isinstance(after, ast.Expr)
+                and isinstance(after.value, ast.Constant)
+            ):
+                found[ast.unparse(field.target)] = " ".join(str(after.value.value).split())
     return found
 
 

@@ -1,4 +1,4 @@
-"""Generates the protobuf code of headrace/ and loadtest/, or checks that it is what the .proto files say.
+"""Generates the protobuf code of headrace/, loadtest/ and featureclient/, or checks it against the .proto files.
 
 `make stubs` writes and `make check` compares; both run this file in `.venv-stubs`, with the oldest supported
 grpcio-tools, because generated code refuses runtimes that are older than its generator.
@@ -18,7 +18,7 @@ from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from grpc_tools import protoc
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-PACKAGES = ("headrace", "loadtest")
+PACKAGES = ("headrace", "loadtest", "featureclient")
 
 
 def main() -> int:
@@ -52,7 +52,8 @@ def generate() -> dict[str, str]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         run_protoc(api, sorted(api.rglob("*.proto")), out)
-        run_protoc(REPOSITORY, sorted((REPOSITORY / "loadtest").rglob("*.proto")), out)
+        for package in ("loadtest", "featureclient"):
+            run_protoc(REPOSITORY, sorted((REPOSITORY / package).rglob("*.proto")), out)
         return {str(path.relative_to(out)): path.read_text() for path in sorted(out.rglob("*_pb2*"))}
 
 

@@ -1,6 +1,8 @@
 """Write the views' rows as Parquet files: `python -m examples.flights.build --out rows`, one file per view.
 
-`headrace load --view plane_stats@1 --from rows/plane_stats.parquet` puts one into the store.
+`headrace load --view plane_stats@1 --from rows/plane_stats.parquet` puts one into the store. Two more files are what
+the row of a plane that was never loaded is computed from: `plane_arrivals.parquet`, sorted by plane, so that a query
+about a few planes reads a few pieces of it, and `plane_registry.parquet`.
 """
 
 import argparse
@@ -12,6 +14,9 @@ import pyarrow.parquet as pq
 
 from examples.flights.features import AS_OF_MIN, VIEWS, Features
 
+ROW_GROUP_ROWS = 8_192
+"""Some 80 planes: the least that a query about one has to read."""
+
 
 def write(features: Features, folder: Path, as_of_min: int = AS_OF_MIN) -> dict[str, int]:
     """Write `<view>.parquet` for every view; return the number of rows of each."""
@@ -21,7 +26,15 @@ def write(features: Features, folder: Path, as_of_min: int = AS_OF_MIN) -> dict[
         table = features.table(view, as_of_min)
         pq.write_table(table, folder / f"{view}.parquet")
         rows[view] = table.num_rows
+    write_sources(features, folder, as_of_min)
     return rows
+
+
+def write_sources(features: Features, folder: Path, as_of_min: int = AS_OF_MIN) -> None:
+    """Write the files that `plane_stats` is computed from, with what was known at the same instant."""
+    arrivals = features.arrivals(as_of_min).sort_by("tailnum")
+    pq.write_table(arrivals, folder / "plane_arrivals.parquet", row_group_size=ROW_GROUP_ROWS)
+    pq.write_table(features.registry(), folder / "plane_registry.parquet")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,6 +2,9 @@
 
     embedded Redis ─▶ load the views ─▶ gateway ─▶ flights over gRPC ─▶ table, summary ─▶ stay up until Ctrl-C
 
+A few planes are left out of the load. The gateway computes their rows when it is first asked for them, with SQL on the
+files that the build writes, and stores them.
+
 Everything that is started is ended, in the reverse order, however the demo ends: `run_demo` turns SIGINT and SIGTERM
 into the cancellation of its own work, so the context managers below unwind. People read the console; with `json` that
 is stderr, and the only line of stdout is the summary, printed when everything has stopped.
@@ -14,18 +17,22 @@ import json
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import uvloop
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, JustifyMethod
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from examples.flights.build import write_sources
 from examples.flights.data import DataMissing, Flights, read_flights
 from examples.flights.features import CATALOGUE, VIEWS, Features, context_columns, entity_columns
 from examples.flights.redis_process import RedisFailed, RedisMissing, embedded_redis
@@ -46,6 +53,10 @@ LOAD_ROWS = 2_000
 TABLE_ROWS = 15
 DEFAULTED_ROWS = 3
 """At least so many of the table's rows, where there are, have a feature that the store did not know."""
+WITHHELD_PLANES = 3
+"""Planes that are left out of the load. Each is first asked for alone, so that the table can show it."""
+ROWS_FROM_CATALOGUE = "../../rows/"
+"""Where the catalogue expects the build's files; the demo puts them beside a catalogue of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,45 +138,59 @@ class _Demo:
         self.options = options
         self.console = console
         self.summary: Summary | None = None
+        self.withheld: list[str] = []
 
     async def run(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="headrace-demo-") as folder:
+            await self._run(Path(folder))
+
+    async def _run(self, folder: Path) -> None:
         async with embedded_redis() as url:
             self.console.print(f"Redis on {url}")
-            test = await self._load(url)
-            async with self._gateway(url) as gateway:
+            test = await self._load(url, folder)
+            async with self._gateway(url, folder) as gateway:
                 address = gateway.addresses[0]
                 self.console.print(f"gateway on {address}, metrics on http://{gateway.http_address}")
                 async with HeadraceClient(address) as client:
                     answers = await self._ask(client, test)
                 self.summary = summarise(answers, _hit_ratio(gateway))
                 self.console.print(_table(answers))
-                self.console.print(_summary_text(self.summary, answers))
+                self.console.print(_summary_text(self.summary, answers, self.withheld))
                 if not self.options.once:
                     # Commands to copy are not broken into lines.
                     self.console.print(_where_next(address, gateway.http_address, url, test), soft_wrap=True)
                     await asyncio.Event().wait()
 
-    async def _load(self, url: str) -> Flights:
-        """Put the views of 2013-09-30 into the store; return the flights after that day."""
+    async def _load(self, url: str, folder: Path) -> Flights:
+        """Put the views of 2013-09-30 into the store, but for some planes; return the flights after that day."""
         with self.console.status("reading the flights of 2013"):
             # A thread, so that a signal is heard meanwhile.
             flights = await asyncio.to_thread(read_flights)
             features = await asyncio.to_thread(Features.read, flights)
+            await asyncio.to_thread(write_sources, features, folder)
+        (folder / CATALOGUE.name).write_text(CATALOGUE.read_text().replace(ROWS_FROM_CATALOGUE, ""))
+        test = flights.take(flights.month >= FIRST_MONTH)
         catalogue = Catalogue.load(CATALOGUE)
         async with FeatureClient(catalogue, RedisStore(RedisOptions(url=url))) as client:
             with _progress(self.console) as progress:
                 for view in VIEWS:
                     table = await asyncio.to_thread(features.table, view)
+                    if view == "plane_stats":
+                        self.withheld = _first_asked_alone(questions(test, self.options.rows), table)
+                        table = table.filter(
+                            pc.invert(pc.is_in(table["tailnum"], pa.array(self.withheld, pa.string())))
+                        )
                     task = progress.add_task(f"load {view}@1", total=table.num_rows)
                     for start in range(0, table.num_rows, LOAD_ROWS):
                         part = table.slice(start, LOAD_ROWS)
                         await client.write(f"{view}@1", part)
                         progress.advance(task, part.num_rows)
-        return flights.take(flights.month >= FIRST_MONTH)
+        return test
 
     @contextlib.asynccontextmanager
-    async def _gateway(self, url: str) -> AsyncIterator[Gateway]:
+    async def _gateway(self, url: str, folder: Path) -> AsyncIterator[Gateway]:
         overrides: dict[str, Any] = {
+            "catalogue": str(folder / CATALOGUE.name),
             "grpc": {"listen": [f"{HOST}:{self._port('gRPC', self.options.port)}"]},
             "http": {"listen": f"{HOST}:{self._port('HTTP', self.options.http_port)}"},
             "store": {"url": url},
@@ -185,6 +210,18 @@ class _Demo:
         with _progress(self.console) as progress:
             task = progress.add_task("predict", total=len(asked))
             return await send(client, asked, lambda _: progress.advance(task))
+
+
+def _first_asked_alone(asked: Sequence[Flights], table: pa.Table) -> list[str]:
+    """Some planes with a row, whose first question is about one flight."""
+    known = set(table["tailnum"].to_pylist())
+    seen: set[str] = set()
+    found: list[str] = []
+    for flights in asked:
+        if len(flights) == 1 and flights.tailnum[0] in known - seen and len(found) < WITHHELD_PLANES:
+            found.append(str(flights.tailnum[0]))
+        seen.update(flights.tailnum.tolist())
+    return found
 
 
 def _progress(console: Console) -> Progress:
@@ -239,17 +276,22 @@ def _table(answers: Sequence[Answer]) -> Table:
 
 
 def _shown(answers: Sequence[Answer]) -> list[Answer]:
-    """Answers about one flight: some from the whole period, some of which had to do without a feature."""
+    """Answers about one flight: from the whole period, some without a feature, some with one that was computed."""
     single = [answer for answer in answers if len(answer.flights) == 1]
-    without = [answer for answer in single if not _all_present(answer)][:DEFAULTED_ROWS]
+    computed = [answer for answer in single if _some_computed(answer)][:WITHHELD_PLANES]
+    without = [answer for answer in single if not _all_present(answer) and not _some_computed(answer)][:DEFAULTED_ROWS]
     rest = [answer for answer in single if _all_present(answer)]
-    count = min(len(rest), TABLE_ROWS - len(without))
+    count = min(len(rest), TABLE_ROWS - len(without) - len(computed))
     spread = [rest[place] for place in np.linspace(0, len(rest) - 1, count).astype(int)]
-    return sorted(spread + without, key=lambda answer: int(answer.flights.departed_min[0]))
+    return sorted(spread + without + computed, key=lambda answer: int(answer.flights.departed_min[0]))
 
 
 def _all_present(answer: Answer) -> bool:
     return not answer.error and all((codes == status.PRESENT).all() for codes in answer.statuses.values())
+
+
+def _some_computed(answer: Answer) -> bool:
+    return any((codes & status.OUTCOME_MASK == status.COMPUTED).any() for codes in answer.statuses.values())
 
 
 def _cells(answer: Answer) -> Iterable[str]:
@@ -275,9 +317,10 @@ def _statuses(answer: Answer) -> str:
     return ", ".join(others) or "all PRESENT"
 
 
-def _summary_text(summary: Summary, answers: Sequence[Answer]) -> str:
+def _summary_text(summary: Summary, answers: Sequence[Answer], withheld: Sequence[str]) -> str:
     lines = [
         f"{summary.requests:,} requests about {summary.rows:,} flights, {summary.errors} errors",
+        f"left out of the load, and computed when first asked for: {', '.join(withheld) or 'none'}",
         f"latency p50 {_shown_number(summary.p50_ms)} ms, p99 {_shown_number(summary.p99_ms)} ms"
         " (seen by a client in the same process)",
         f"cache hit ratio {_shown_number(summary.cache_hit_ratio)}",

@@ -45,6 +45,7 @@ class Features:
 
     def __init__(self, catalogue: Catalogue, flights: Flights, weather: Weather, planes: Planes) -> None:
         self._views: dict[str, View] = {name: catalogue.view(f"{name}@1") for name in VIEWS}
+        self._flights = flights
         self._weather_reports = weather
         # The row of an hour is the report made in the hour before it.
         self._weather_rows = pd.Index(_joined([weather.origin, weather.hour + 1]))
@@ -88,6 +89,29 @@ class Features:
             event_time_ms = np.full(len(parts), as_of_min * 60_000, np.int64)
         columns = {column.name: _arrow(values[column.name], column.dtype.numpy) for column in view.columns}
         return pa.table({**keys, **columns, EVENT_TIME: event_time_ms})
+
+    def arrivals(self, as_of_min: int = AS_OF_MIN) -> pa.Table:
+        """Return what `plane_stats` of an instant is made of: an arrival a row, with when it was known in all."""
+        known = self._flights.take(self._flights.arrived_min < as_of_min)
+        return pa.table(
+            {
+                "tailnum": pa.array(known.tailnum, pa.string()),
+                "late": known.late,
+                "lost_min": known.arr_delay - known.dep_delay,
+                "known_ms": np.full(len(known), as_of_min * 60_000, np.int64),
+            }
+        )
+
+    def registry(self) -> pa.Table:
+        """Return what is known of a plane whenever it flies; null where the registry is empty."""
+        planes = self._planes
+        return pa.table(
+            {
+                "tailnum": pa.array(planes.tailnum, pa.string()),
+                "built": _arrow(planes.built, np.dtype(np.int16)),
+                "seats": _arrow(planes.seats, np.dtype(np.int16)),
+            }
+        )
 
     def columns(self, flights: Flights, at_min: npt.NDArray[np.int64] | None = None) -> Columns:
         """Return `view.column` for each flight, float32, as of `at_min` or its departure; defaults where not known."""

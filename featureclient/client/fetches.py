@@ -2,15 +2,17 @@
 
     Pending.join ──▶ the keys of a fetch that nobody reads become a Batch; it shares the batches of those that are read
     Pending.take ──▶ the batches of the next read, oldest first
-    Pending.settle(batch, rows) ──▶ rows go into every waiting list; fetches that have all of theirs are `finished`
+    Pending.settle(batch, rows) ──▶ rows go into every waiting list, and `Settled` notes whose they were
 
+A fetch is one or many callers who wait together, such as the requests of one tick. Each caller is told as soon as its
+own last row is there. The usual fetch gets all its rows from one read, and then nothing is counted caller by caller.
 Keys travel in batches, as they came, so that nothing is made for a key alone: `Tier.pending` maps an id to its batch.
 
 Invariants
 - A key is read once at a time, however many wait for it; only a write that happens meanwhile starts a second read.
 - A batch belongs to the client. A fetch that ends early (cancelled, out of time) leaves its batches alone; one that
   nobody waits for any more is dropped before it is read, and never while it is.
-- `finished` has a fetch at most once, and never one that was cancelled.
+- A caller is told once, when its last row is there, and never after `cancel`.
 - At most `keys_max` keys are queued and in flight together, and at most `read_keys_max` in one read.
 """
 
@@ -22,65 +24,130 @@ from featureclient.client.tier import Tier
 from featureclient.schema import Id
 
 Row: TypeAlias = bytes | None
+Done: TypeAlias = Callable[[Sequence[int]], None]
 
 
 class Want(NamedTuple):
-    """What a fetch is missing of one view: the row of `ids[i]`, stored under `keys[i]`, for `rows[positions[i]]`."""
+    """What a fetch is missing of one view: the row of `ids[i]`, stored under `keys[i]`, for `rows[positions[i]]`, which
+    `callers[i]` waits for."""
 
     tier: Tier
     ids: Sequence[Id]
     keys: Sequence[bytes]
     rows: list[Row]
     positions: Sequence[int]
+    callers: Sequence[int]
+
+
+class Waiter(NamedTuple):
+    """One place that waits for a row."""
+
+    fetch: "Fetch"
+    rows: list[Row]
+    position: int
+    caller: int
 
 
 class Fetch:
-    """One caller who waits for rows. `cancel` is all that the caller may do with it."""
+    """Callers who wait for rows, numbered from 0. `cancel` is all that they may do with it.
 
-    __slots__ = ("_wants", "done", "give_up_at", "missing")
+    `done` gets the numbers of those whose rows are all there. Until `give_up_at` they wait for the store, and then
+    until `compute_until` for what is computed instead.
+    """
 
-    def __init__(self, give_up_at: float, done: Callable[[], None]) -> None:
+    __slots__ = ("_left", "_unanswered", "callers", "compute_until", "done", "give_up_at", "late", "missing", "wants")
+
+    def __init__(self, give_up_at: float, done: Done, callers: int = 1, compute_until: float | None = None) -> None:
         self.give_up_at = give_up_at
-        self.done: Callable[[], None] | None = done
+        self.compute_until = give_up_at if compute_until is None else compute_until
+        self.done: Done | None = done
+        self.callers = callers
         self.missing = 0
-        self._wants: list[Want] = []
+        """Rows that are not there yet."""
+        self.wants: Sequence[Want] = []
+        """What was asked for, as long as the fetch is live."""
+        self.late = False
+        """The time for the store is over, so some places may be filled when their read ends."""
+        self._unanswered = callers
+        self._left: list[int] | None = None
 
     def __repr__(self) -> str:
         return f"<Fetch missing={self.missing} live={self.live}>"
 
     @property
     def live(self) -> bool:
-        """The caller still waits."""
+        """Somebody still waits."""
         return self.done is not None
 
-    def cancel(self) -> None:
-        """The caller has left: `done` will not be called, the lists not touched. The read goes on for others."""
-        self.done = None
-        self._wants = []
-
     @property
-    def wants(self) -> Sequence[Want]:
-        """What the fetch asked for, as long as it is live."""
-        return self._wants
+    def ends_at(self) -> float:
+        """The next moment at which its time is over."""
+        return self.compute_until if self.late else self.give_up_at
 
-    def add(self, want: Want) -> None:
-        """Ask for more, before the fetch joins anything."""
-        self._wants.append(want)
-        self.missing += len(want.positions)
+    def cancel(self) -> None:
+        """The callers have left: `done` will not be called, the lists not touched. The read goes on for others."""
+        self.done = None
+        self.wants = []
 
-    def fall_back(self) -> None:
-        """Fill what is missing without the store."""
-        for tier, ids, _, rows, positions in self._wants:
-            for one, position in zip(ids, positions, strict=True):
-                if rows[position] is None:
-                    rows[position] = tier.fallback(one)
-        self.missing = 0
+    def ask(self, wants: Sequence[Want]) -> None:
+        """Say what is missing, before the fetch joins anything."""
+        self.wants = wants
+        self.missing = sum([len(want.positions) for want in wants])
 
-    def finish(self) -> Callable[[], None] | None:
-        """End the fetch and return what to call, which is nothing when it has ended before."""
+    def count_off(self, parts: Sequence[Sequence[int]]) -> Sequence[int]:
+        """The callers who have all their rows, now that for each number in `parts` another row of that caller is there.
+
+        `missing` has been reduced by these rows before.
+        """
+        left = self._left
+        if left is None:
+            if not self.missing:
+                return range(self.callers)
+            left = self._left = [0] * self.callers
+            for want in self.wants:
+                for caller in want.callers:
+                    left[caller] += 1
+        ready = []
+        for callers in parts:
+            for caller in callers:
+                left[caller] -= 1
+                if not left[caller]:
+                    ready.append(caller)
+        return ready
+
+    def finish(self, callers: int) -> Done | None:
+        """So many callers are to be told: whom to call, which is nobody after `cancel`. The last ones end the fetch."""
         done = self.done
-        self.cancel()
+        self._unanswered -= callers
+        if not self._unanswered:
+            self.cancel()
         return done
+
+
+class Settled:
+    """The rows that came in together, by the fetch that they are for."""
+
+    __slots__ = ("_parts",)
+
+    def __init__(self) -> None:
+        self._parts: dict[Fetch, list[Sequence[int]]] = {}
+
+    def add(self, fetch: Fetch, callers: Sequence[int]) -> None:
+        """For each number, one more row of that caller is there."""
+        fetch.missing -= len(callers)
+        self._parts.setdefault(fetch, []).append(callers)
+
+    def give(self, waiter: Waiter, row: bytes) -> None:
+        """Fill one place, unless it has been filled or left."""
+        fetch, rows, position, caller = waiter
+        if fetch.live and rows[position] is None:
+            rows[position] = row
+            self.add(fetch, (caller,))
+
+    def ready(self) -> list[tuple[Fetch, Sequence[int]]]:
+        """Who is to be told, and of which callers."""
+        found = [(fetch, fetch.count_off(parts)) for fetch, parts in self._parts.items()]
+        return [(fetch, callers) for fetch, callers in found if callers]
 
 
 class Batch:
@@ -89,14 +156,14 @@ class Batch:
     Its rows go to that fetch, and to whoever shares it.
     """
 
-    __slots__ = ("_dirty", "_fetch", "_positions", "_rows", "_shared", "ids", "keys", "sent", "tier")
+    __slots__ = ("_callers", "_dirty", "_fetch", "_positions", "_rows", "_shared", "ids", "keys", "sent", "tier")
 
     def __init__(self, fetch: Fetch, want: Want) -> None:
-        self.tier, self.ids, self.keys, self._rows, self._positions = want
+        self.tier, self.ids, self.keys, self._rows, self._positions, self._callers = want
         self._fetch = fetch
         self.sent = False
-        # Made when there is something to put in: most batches are of one key that one caller wants.
-        self._shared: dict[Id, list[tuple[Fetch, list[Row], int]]] | None = None
+        # Made when there is something to put in.
+        self._shared: dict[Id, list[Waiter]] | None = None
         self._dirty: set[Id] | None = None
 
     def __len__(self) -> int:
@@ -107,18 +174,18 @@ class Batch:
         """Somebody waits for it."""
         if self._fetch.live or self._shared is None:
             return self._fetch.live
-        return any(fetch.live for waiters in self._shared.values() for fetch, _, _ in waiters)
+        return any(waiter.fetch.live for waiters in self._shared.values() for waiter in waiters)
 
     @property
     def dirty(self) -> Collection[Id]:
         """The ids that were written while the batch was read."""
         return self._dirty or ()
 
-    def share(self, one: Id, fetch: Fetch, rows: list[Row], position: int) -> None:
+    def share(self, one: Id, waiter: Waiter) -> None:
         """Have another fetch, or another position of the same, wait for one of the ids."""
         if self._shared is None:
             self._shared = {}
-        self._shared.setdefault(one, []).append((fetch, rows, position))
+        self._shared.setdefault(one, []).append(waiter)
 
     def leave_dirty(self, one: Id) -> None:
         """An id was written: nobody new may wait for it here, and its row must not be cached."""
@@ -135,26 +202,28 @@ class Batch:
             if self._dirty is None or one not in self._dirty:
                 del pending[one]
 
-    def hand_out(self, rows: Sequence[bytes], finished: list[Fetch]) -> None:
-        """Give `rows`, in the order of `ids`, to all who wait. Fetches that have all of theirs go into `finished`."""
-        fetch = self._fetch
+    def hand_out(self, rows: Sequence[Row], settled: Settled) -> None:
+        """Give `rows`, in the order of `ids`, to all who wait. None is given to nobody: `waiters` tells who that is."""
+        fetch, wanted = self._fetch, self._rows
         if fetch.live:
-            wanted = self._rows
-            for position, row in zip(self._positions, rows, strict=True):
-                wanted[position] = row
-            _count(fetch, len(rows), finished)
+            if fetch.late or None in rows:
+                for position, caller, row in zip(self._positions, self._callers, rows, strict=True):
+                    if row is not None:
+                        settled.give(Waiter(fetch, wanted, position, caller), row)
+            else:
+                for position, row in zip(self._positions, rows, strict=True):
+                    wanted[position] = row
+                settled.add(fetch, self._callers)
         if self._shared is not None:
             for one, row in zip(self.ids, rows, strict=True):
-                for other, wanted, position in self._shared.get(one, ()):
-                    if other.live:
-                        wanted[position] = row
-                        _count(other, 1, finished)
+                if row is not None:
+                    for waiter in self._shared.get(one, ()):
+                        settled.give(waiter, row)
 
-
-def _count(fetch: Fetch, rows: int, finished: list[Fetch]) -> None:
-    fetch.missing -= rows
-    if not fetch.missing:
-        finished.append(fetch)
+    def waiters(self, index: int) -> list[Waiter]:
+        """Everybody who waits for the row of `ids[index]`."""
+        first = Waiter(self._fetch, self._rows, self._positions[index], self._callers[index])
+        return [first, *(self._shared or {}).get(self.ids[index], ())]
 
 
 class Pending:
@@ -177,12 +246,13 @@ class Pending:
         """Something waits to be read."""
         return bool(self._queue)
 
-    def join(self, fetch: Fetch, want: Want) -> int:
-        """Wait for the rows of a want. Those beyond `keys_max` get their fallback at once; returns how many."""
-        tier, ids, keys, rows, positions = want
+    def join(self, fetch: Fetch, want: Want) -> list[int]:
+        """Wait for the rows of a want. Returns which of its ids found no room, beyond `keys_max`."""
+        tier, ids, keys, rows, positions, callers = want
         pending = tier.pending
         again: list[int] = []
-        if any(map(pending.__contains__, ids)) or len(set(ids)) < len(ids):
+        new: Sequence[int] = range(len(ids))
+        if not pending.keys().isdisjoint(ids) or len(set(ids)) < len(ids):
             first: dict[Id, int] = {}
             for i, one in enumerate(ids):
                 if one in pending or one in first:
@@ -190,27 +260,23 @@ class Pending:
                 else:
                     first[one] = i
             new = list(first.values())
-            ids, keys, positions = list(first), [keys[i] for i in new], [positions[i] for i in new]
+            ids, keys = list(first), [keys[i] for i in new]
+            positions, callers = [positions[i] for i in new], [callers[i] for i in new]
         room = max(0, self._keys_max - self._keys)
         for start in range(0, min(len(ids), room), self._read_keys_max):
             cut = slice(start, min(start + self._read_keys_max, room))
-            batch = Batch(fetch, Want(tier, ids[cut], keys[cut], rows, positions[cut]))
-            for one in batch.ids:
-                pending[one] = batch
+            batch = Batch(fetch, Want(tier, ids[cut], keys[cut], rows, positions[cut], callers[cut]))
+            pending.update(dict.fromkeys(batch.ids, batch))
             self._queue.append(batch)
             self._keys += len(batch.ids)
-        shed = list(zip(ids[room:], positions[room:], strict=True)) if len(ids) > room else []
+        shed = list(new[room:])
         for i in again:
-            one, position = want.ids[i], want.positions[i]
-            joined = pending.get(one)
+            joined = pending.get(want.ids[i])
             if joined is None:
-                shed.append((one, position))
+                shed.append(i)
             else:
-                joined.share(one, fetch, rows, position)
-        for one, position in shed:
-            rows[position] = tier.fallback(one)
-        fetch.missing -= len(shed)
-        return len(shed)
+                joined.share(want.ids[i], Waiter(fetch, rows, want.positions[i], want.callers[i]))
+        return shed
 
     def take(self) -> list[Batch]:
         """The batches of the next read, oldest first. They are in flight until they are settled."""
@@ -235,8 +301,8 @@ class Pending:
             taken += self.take()
         return taken
 
-    def settle(self, batch: Batch, rows: Sequence[bytes], finished: list[Fetch]) -> None:
-        """Hand the rows of a batch to all who wait. Fetches that have all of theirs now go into `finished`."""
+    def settle(self, batch: Batch, rows: Sequence[Row], settled: Settled) -> None:
+        """Hand the rows of a batch to all who wait, and close it."""
         self._keys -= len(batch)
         batch.leave()
-        batch.hand_out(rows, finished)
+        batch.hand_out(rows, settled)

@@ -30,7 +30,7 @@ class GiveUpTimes:
             heap[:] = [entry for entry in heap if entry[2].live]
             heapq.heapify(heap)
             self._compact_at = max(_COMPACT_MIN, 2 * len(heap))
-        entry = (fetch.give_up_at, next(self._order), fetch)
+        entry = (fetch.ends_at, next(self._order), fetch)
         heapq.heappush(heap, entry)
         return heap[0] is entry
 

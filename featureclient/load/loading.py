@@ -77,6 +77,8 @@ async def load_file(
     StoreError when the store fails; then `resume` goes on from there.
     """
     view = client.catalogue.view(view) if isinstance(view, str) else view
+    if view.combine:
+        raise LoadError(f"{view.ref} is a combined view: load {' and '.join(view.combine)} instead")
     path = Path(path)
     blob = await asyncio.to_thread(_blob_name, path, view)
     done = await _progress_of(client, blob) if resume else None

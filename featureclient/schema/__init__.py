@@ -2,6 +2,7 @@
 
 from featureclient.schema.age import ages_ms, apply_age
 from featureclient.schema.catalogue import EVENT_TIME, Catalogue
+from featureclient.schema.compute import Compute, DuckdbSource, PostgresSource, PythonCompute, Source, SqlCompute
 from featureclient.schema.dtype import DType, Value
 from featureclient.schema.errors import (
     BadRow,
@@ -12,10 +13,18 @@ from featureclient.schema.errors import (
     Problem,
     UnknownView,
 )
+from featureclient.schema.feast import FeastSource
 from featureclient.schema.layout import Layout, Place
-from featureclient.schema.view import Column, Entity, Id, JoinKey, Revision, View
+from featureclient.schema.view import Column, Entity, Id, JoinKey, OnMissing, Revision, View
 
 __all__ = [
+    "OnMissing",
+    "SqlCompute",
+    "Source",
+    "PythonCompute",
+    "PostgresSource",
+    "DuckdbSource",
+    "Compute",
     "EVENT_TIME",
     "BadRow",
     "Catalogue",
@@ -23,6 +32,7 @@ __all__ = [
     "ConfigError",
     "DType",
     "Entity",
+    "FeastSource",
     "FeatureError",
     "Id",
     "InvalidId",

@@ -12,13 +12,17 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from featureclient.schema import status
+from featureclient.schema.compute import Compute
 from featureclient.schema.dtype import DType, Value
+from featureclient.schema.feast import FeastSource
 from featureclient.schema.layout import Layout, cached_layout, stored_dtype
 
 Id: TypeAlias = str | int | tuple[str | int, ...]
 """The id of an entity: the value of its join key, or a tuple of them, in the entity's order, where it has several."""
 
-OnMissing: TypeAlias = Literal["default", "reject"]
+OnMissing: TypeAlias = Literal["default", "reject", "compute", "default_now_compute_later"]
+"""What a row that the store has not becomes: its defaults, a rejected row, a computed row that the caller waits for, or
+its defaults at once and a computed row for the next caller."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,11 @@ def fingerprint(view: str, version: int, columns: Sequence[tuple[str, DType]]) -
 class View:
     """A named, versioned row of features of one entity. Two views are the same only when they are one object.
 
-    `revisions` are the earlier layouts, oldest first. `max_age_ms` and `ttl_ms` are None where none is declared.
+    `revisions` are the earlier layouts, oldest first. Ages and `ttl_ms` are in milliseconds, None where none is
+    declared; `soft_age_ms` and `hard_age_ms` then are those of the cache's options. `compute` is there exactly when
+    `on_missing` is one of the computing kinds. `prefetch` are views whose rows are read ahead with a row of this one.
+    `combine` are the views whose columns this one has, in order; empty for a view that has its own. `feast` is where
+    the rows of a view are that Feast writes.
     """
 
     name: str
@@ -92,6 +100,12 @@ class View:
     ttl_ms: int | None = None
     on_missing: OnMissing = "default"
     namespace: str = "hr"
+    compute: Compute | None = None
+    prefetch: tuple[str, ...] = ()
+    soft_age_ms: int | None = None
+    hard_age_ms: int | None = None
+    combine: tuple[str, ...] = ()
+    feast: FeastSource | None = None
     newest: Revision = field(init=False, repr=False)
     layout: Layout = field(init=False, repr=False)
 
@@ -111,7 +125,10 @@ class View:
 
     @property
     def absent_outcome(self) -> int:
-        """The outcome of a row that is not there: DEFAULTED when every column has a default, else MISSING."""
+        """The outcome of a row that is not there: DEFAULTED when every column has a default, else MISSING.
+
+        A view that computes its rows answers as one with `default` does where there is nothing to compute.
+        """
         if self.on_missing == "reject" or any(column.default is None for column in self.columns):
             return status.MISSING
         return status.DEFAULTED

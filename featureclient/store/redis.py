@@ -1,36 +1,26 @@
 """Rows in one Redis server: MGET to read, a compare-and-set in Lua to write.
 
-Connections are lanes: a lane has one connection and one batch of commands under way, and callers wait for it in order.
-A read takes the idlest of `read_lanes`. All writes share one, so two writes of a key happen in the order in which they
-were made. A pool would raise past its size, and redis-py's client above the connection costs 25 us a command more.
-Commands are packed by hiredis into one piece: redis-py's list of a thousand small ones costs 1 ms to write.
+Reads share the links of `read_lanes`, and a read takes the idlest: none waits for another's turn, and what is asked in
+one turn of the loop leaves in one write. All writes share one link and take turns, so two writes of a key happen in the
+order in which they were made, also where one of them is tried again, and one round trip of writes is in memory.
 
-Time is bounded here: connecting ends within `connect_timeout_s`, a batch of commands within `timeout_s` (a write within
-`write_timeout_s`) from when it is sent to its last reply, however slowly that trickles. Commands are tried once more,
-at once, when a connection that had worked was lost, because a server that was restarted leaves stale sockets behind.
-They are not tried again after a timeout, which would only double it. Every command here may run twice.
+Time is bounded: connecting ends within `connect_timeout_s`, a read within `timeout_s` and a round trip of a write
+within `write_timeout_s` from when it is sent to its last reply, however slowly that trickles. What is tried once more,
+and when, is in `featureclient.store.lane`.
 
-Invariants: StoreUnavailable and StoreRefused are all that leaves this room. A lane that did not read all its replies,
-for whatever reason, drops its connection, so no reply is ever taken for another's.
+Invariants: StoreUnavailable and StoreRefused (and WatchUnsupported) are all that leaves this room. An answer of another
+shape than the command's drops the link it came over.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
-from hiredis import pack_command
-from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import parse_url
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
-from redis.exceptions import TimeoutError as RedisTimeoutError
-
-from featureclient.store.protocol import StoreRefused, StoreUnavailable
-
-Command: TypeAlias = tuple[bytes | str | int, ...]
+from featureclient.store.lane import Lane, store_error
+from featureclient.store.link import Command, Endpoint, ReplyError
+from featureclient.store.protocol import Change, StoreUnavailable
+from featureclient.store.tracking import Tracker
 
 WRITE_SCRIPT = """\
 local force, ttl, latest = ARGV[1] == '1', ARGV[2], tonumber(ARGV[3])
@@ -83,7 +73,7 @@ class RedisOptions:
 
     def __post_init__(self) -> None:
         try:
-            parse_url(self.url)
+            self.endpoint()
         except ValueError as error:
             raise ValueError(f"url: {error}") from error
         if min(self.connect_timeout_s, self.timeout_s, self.write_timeout_s) <= 0:
@@ -91,38 +81,51 @@ class RedisOptions:
         if min(self.read_lanes, self.write_rows_max, self.write_runs_max) < 1:
             raise ValueError("read_lanes, write_rows_max and write_runs_max must be at least 1")
 
+    def endpoint(self) -> Endpoint:
+        """The server of the url, with the user and password that go before the url's."""
+        return Endpoint.of_url(
+            self.url, username=self.username, password=self.password, connect_timeout_s=self.connect_timeout_s
+        )
+
 
 class RedisStore:
     """An `OnlineStore` on one server. Connects when it is first used, and again whenever it has to."""
 
     def __init__(self, options: RedisOptions) -> None:
         self._options = options
-        login = {"username": options.username, "password": options.password}
-        pool = ConnectionPool.from_url(
-            options.url,
-            **{name: value for name, value in login.items() if value is not None},
-            protocol=2,
-            decode_responses=False,
-            socket_connect_timeout=options.connect_timeout_s,
-            socket_timeout=None,  # it would cost a task for each command; a lane has one limit for all it does
-            retry=Retry(NoBackoff(), 0),
-        )
-        self._reads = [_Lane(pool, options.connect_timeout_s, options.timeout_s) for _ in range(options.read_lanes)]
-        self._writes = _Lane(pool, options.connect_timeout_s, options.write_timeout_s)
+        self._endpoint = options.endpoint()
+        self._reads = [Lane(self._endpoint, options.timeout_s) for _ in range(options.read_lanes)]
+        self._writes = Lane(self._endpoint, options.write_timeout_s)
+        self._turn = asyncio.Lock()
+        self._tracker: Tracker | None = None
 
     def __repr__(self) -> str:
-        return f"<RedisStore reads={self._reads} writes={self._writes}>"
+        return f"<RedisStore reads={self._reads} writes={self._writes} watch={self._tracker}>"
 
     async def ping(self) -> None:
         """Return when the server answers."""
-        await self._read_lane().call([("PING",)])
+        lane = self._read_lane()
+        try:
+            reply = await lane.call(b"PING")
+        except ReplyError as error:
+            raise store_error(error) from error
+        if reply != b"PONG":
+            raise _not_redis(lane, reply)
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """One MGET."""
-        values: list[bytes | None] = (await self._read_lane().call([("MGET", *keys)]))[0]
-        if len(values) != len(keys):
-            raise StoreUnavailable(f"{len(values)} values for {len(keys)} keys: this is not Redis")
+        lane = self._read_lane()
+        try:
+            values: list[bytes | None] = await lane.call(b"MGET", *keys)
+        except ReplyError as error:
+            raise store_error(error) from error
+        if type(values) is not list or len(values) != len(keys) or not BULK.issuperset(map(type, values)):
+            raise _not_redis(lane, values)
         return values
+
+    async def query(self, commands: Sequence[Command]) -> list[Any]:
+        """Replies of commands that change nothing, in one round trip. ReplyErrors are among them."""
+        return await self._read_lane().pipeline(commands)
 
     async def write(
         self,
@@ -131,118 +134,122 @@ class RedisStore:
         *,
         ttl_ms: int | None = None,
         force: bool = False,
+        only_absent: bool = False,
         event_ms_max: int,
     ) -> int:
-        """Runs of the script, several to a round trip. When one is refused, those before it are written."""
-        rows_max = self._options.write_rows_max
+        """Runs of the script, several to a round trip. When one is refused, those before it are written.
+
+        With `only_absent`, a SET NX for each row. One that was sent again because its connection was lost finds the row
+        of its first time: it is stored, and not counted.
+        """
+        options = self._options
+        rows_max = options.write_rows_max
+        if only_absent:
+            if force:
+                raise ValueError("force and only_absent: one replaces what is there, the other leaves it alone")
+            ttl = ("PX", ttl_ms) if ttl_ms else ()
+            sets = [("SET", key, value, "NX", *ttl) for key, value in zip(keys, values, strict=True)]
+            return (await self._change(sets, rows_max * options.write_runs_max)).count(b"OK")
         settings = ("1" if force else "0", ttl_ms or 0, event_ms_max)
         runs: list[Command] = []
         for start in range(0, len(keys), rows_max):
             some = keys[start : start + rows_max]
             runs.append(("EVAL", WRITE_SCRIPT, len(some), *some, *settings, *values[start : start + rows_max]))
-        written = 0
-        for start in range(0, len(runs), self._options.write_runs_max):
-            written += sum(await self._writes.call(runs[start : start + self._options.write_runs_max]))
-        return written
+        return sum(await self._change(runs, options.write_runs_max))
 
     async def delete(self, keys: Sequence[bytes]) -> int:
         """UNLINK, so that the server frees large rows beside its loop."""
         rows_max = self._options.write_rows_max
         runs: list[Command] = [("UNLINK", *keys[start : start + rows_max]) for start in range(0, len(keys), rows_max)]
-        return sum(await self._writes.call(runs)) if runs else 0
+        return sum(await self._change(runs, DELETE_RUNS_MAX))
+
+    async def scan(self, pattern: bytes) -> AsyncIterator[Sequence[bytes]]:
+        """Pages of the keys that match a glob pattern, some of them empty, and some keys twice."""
+        async for page in scan_lane(self._read_lane(), pattern):
+            yield page
 
     async def get_blob(self, name: str) -> bytes | None:
         """The value of `<namespace>:blob:<name>`."""
-        blob: bytes | None = (await self._read_lane().call([("GET", self._blob_key(name))]))[0]
+        lane = self._read_lane()
+        try:
+            blob: bytes | None = await lane.call(b"GET", self._blob_key(name))
+        except ReplyError as error:
+            raise store_error(error) from error
+        if type(blob) not in BULK:
+            raise _not_redis(lane, blob)
         return blob
 
     async def put_blob(self, name: str, data: bytes, ttl_ms: int | None = None) -> None:
         """Set `<namespace>:blob:<name>`. Empty data removes it."""
         key = self._blob_key(name)
-        if data:
-            await self._writes.call([("SET", key, data, "PX", ttl_ms) if ttl_ms else ("SET", key, data)])
-        else:
-            await self._writes.call([("UNLINK", key)])
+        ttl = ("PX", ttl_ms) if ttl_ms else ()
+        await self._change([("SET", key, data, *ttl) if data else ("UNLINK", key)], 1)
+
+    async def watch(self, prefixes: Sequence[bytes], on_change: Callable[[Change], None]) -> None:
+        """One tracking connection to the server; see `featureclient.store.tracking`."""
+        if self._tracker is not None:
+            raise RuntimeError("a store is watched once")
+        self._tracker = Tracker(self._endpoint, prefixes, on_change)
+        await self._tracker.start()
 
     async def close(self) -> None:
         """Drop the connections."""
+        if self._tracker is not None:
+            await self._tracker.close()
         for lane in (*self._reads, self._writes):
             await lane.close()
 
     def _blob_key(self, name: str) -> str:
         return f"{self._options.namespace}:blob:{name}"
 
-    def _read_lane(self) -> "_Lane":
-        return min(self._reads, key=_Lane.load)
+    def _read_lane(self) -> Lane:
+        return min(self._reads, key=Lane.load)
 
-
-def _pack(commands: Sequence[Command]) -> bytes:
-    # hiredis' stubs ask for a tuple of one element.
-    return b"".join([pack_command(command) for command in commands])  # type: ignore[arg-type]
-
-
-class _Lane:
-    """One connection. Batches of commands take turns on it."""
-
-    def __init__(self, pool: ConnectionPool, connect_timeout_s: float, timeout_s: float) -> None:
-        # The pool is there for its knowledge of urls only; it never sees this connection again.
-        self._connection: Any = pool.make_connection()  # type: ignore[no-untyped-call]  # redis-py has no type for it
-        self._connect_timeout_s = connect_timeout_s
-        self._timeout_s = timeout_s
-        self._turn = asyncio.Lock()
-        self._waiting = 0
-
-    def __repr__(self) -> str:
-        return f"<lane connected={self._connection.is_connected} waiting={self._waiting}>"
-
-    def load(self) -> int:
-        """How many batches are under way or wait."""
-        return self._waiting
-
-    async def call(self, commands: Sequence[Command]) -> list[Any]:
-        """Send all, then read all replies. Raises StoreUnavailable, or StoreRefused when any was refused."""
-        self._waiting += 1
-        try:
+    async def _change(self, commands: Sequence[Command], commands_max: int) -> list[Any]:
+        """Run changes in turn, at most `commands_max` to a round trip, and return their replies."""
+        replies: list[Any] = []
+        for start in range(0, len(commands), commands_max):
             async with self._turn:
-                replies = await self._call_twice(commands)
-        except TimeoutError as error:
-            raise StoreUnavailable("no answer in time") from error
-        except (RedisConnectionError, RedisTimeoutError) as error:
-            raise StoreUnavailable(f"{type(error).__name__}: {error}") from error
-        except (RedisError, OSError) as error:
-            raise StoreUnavailable(f"the reply is not one of Redis: {type(error).__name__}: {error}") from error
-        finally:
-            self._waiting -= 1
-        for reply in replies:
-            if isinstance(reply, ResponseError):
-                raise StoreRefused(str(reply)) from reply
+                some = await self._writes.pipeline(commands[start : start + commands_max])
+            for reply in some:
+                if isinstance(reply, ReplyError):
+                    raise store_error(reply) from reply
+                if type(reply) not in CHANGED:
+                    raise _not_redis(self._writes, reply)
+            replies += some
         return replies
 
-    async def _call_twice(self, commands: Sequence[Command]) -> list[Any]:
-        connection = self._connection
-        if not connection.is_connected:
-            return await self._call_once(commands)
+
+DELETE_RUNS_MAX = 256
+"""UNLINKs of `write_rows_max` keys in one round trip."""
+
+SCAN_KEYS = 1000
+"""How many keys a SCAN looks at: about 0.3 ms of the server."""
+
+BULK = frozenset((bytes, type(None)))
+"""The types of values that are read."""
+
+CHANGED = frozenset((int, bytes, type(None)))
+"""The types of replies to changes: a number of rows, `OK`, and nil for a SET NX that found something."""
+
+
+async def scan_lane(lane: Lane, pattern: bytes) -> AsyncIterator[Sequence[bytes]]:
+    """SCAN one server. A key that is there all the time is found; others may be. Raises what a store raises."""
+    cursor = b"0"
+    while True:
         try:
-            return await self._call_once(commands)
-        except RedisConnectionError:
-            return await self._call_once(commands)
+            reply = await lane.call(b"SCAN", cursor, b"MATCH", pattern, b"COUNT", SCAN_KEYS)
+        except ReplyError as error:
+            raise store_error(error) from error
+        if type(reply) is not list or [*map(type, reply)] != [bytes, list] or {*map(type, reply[1])} - {bytes}:
+            raise _not_redis(lane, reply)
+        cursor, keys = reply
+        yield keys
+        if cursor == b"0":
+            return
 
-    async def _call_once(self, commands: Sequence[Command]) -> list[Any]:
-        # Where any of it is interrupted, by these limits or by a cancellation, redis-py drops the connection.
-        connection = self._connection
-        if not connection.is_connected:
-            async with asyncio.timeout(self._connect_timeout_s):
-                await connection.connect()
-        replies = []
-        async with asyncio.timeout(self._timeout_s):
-            await connection.send_packed_command(_pack(commands))
-            for _ in commands:
-                try:
-                    replies.append(await connection.read_response())
-                except ResponseError as error:
-                    replies.append(error)
-        return replies
 
-    async def close(self) -> None:
-        """Drop the connection."""
-        await self._connection.disconnect()
+def _not_redis(lane: Lane, reply: object) -> StoreUnavailable:
+    what = f"an answer of the wrong shape ({type(reply).__name__})"
+    lane.drop(what)
+    return StoreUnavailable(f"{lane.endpoint}: {what}: this is not Redis, or not the answer to what was asked")

@@ -4,7 +4,17 @@
 """
 
 from featureclient.wire.keys import KeyCodec
-from featureclient.wire.reader import Admitted, RowReader, with_status
-from featureclient.wire.writer import EncodedRows, RowWriter
+from featureclient.wire.reader import Admitted, RowReader, refused, status_of, with_status
+from featureclient.wire.writer import EncodedRows, RowWriter, sealed
 
-__all__ = ["Admitted", "EncodedRows", "KeyCodec", "RowReader", "RowWriter", "with_status"]
+__all__ = [
+    "Admitted",
+    "EncodedRows",
+    "KeyCodec",
+    "RowReader",
+    "RowWriter",
+    "refused",
+    "sealed",
+    "status_of",
+    "with_status",
+]

@@ -4,13 +4,15 @@ The braces make a cluster keep all views of an entity in one slot. An id's parts
 percent and two hexadecimal digits, and are joined by `|`; an int64 part is its canonical decimal. So no two ids share a
 key, and a key tells its id.
 
-The usual batch, of strings without special characters or of integers, costs one formatting per id: whether it is usual
-is asked once for all of them. Anything else goes through `_careful`, id by id, which also finds the one to blame.
+The usual batch, of strings or of integers, costs one formatting per id: what is special in it is looked for and escaped
+in all of them at once. Anything else goes through `_careful`, id by id, which also finds the one to blame.
 """
 
+import contextlib
 import operator
 import re
 from collections.abc import Sequence
+from urllib.parse import unquote
 
 from featureclient.schema import Id, InvalidId, JoinKey, View
 
@@ -21,7 +23,11 @@ INT64_MIN = -(2**63)
 INT64_MAX = 2**63 - 1
 
 _special = re.compile(r"[%:{}|]").search
-_ESCAPES = str.maketrans({character: f"%{ord(character):02X}" for character in "%:{}|"})
+_ESCAPES = [(character, f"%{ord(character):02X}") for character in "%:{}|"]
+"""The percent sign first: the others bring new ones."""
+_TRANSLATION = str.maketrans(dict(_ESCAPES))
+_BETWEEN = "\n"
+"""Between ids that are escaped together. Where an id has one itself, they are escaped one by one."""
 _INT64_DIGITS_MAX = 20
 
 
@@ -35,6 +41,8 @@ class KeyCodec:
         self._prefix = f"{view.namespace}:{{{view.entity.name}:"
         self._suffix = f"}}:{view.name}:{view.version}"
         self._around_bytes = len(self._prefix) + len(self._suffix)
+        self.suffix = self._suffix.encode()
+        """What every key of the view ends in."""
 
     def encode(self, ids: Sequence[Id]) -> tuple[Sequence[Id], list[bytes]]:
         """The ids in canonical form (int for an int64 key) and their keys. Raises InvalidId, naming the position."""
@@ -50,6 +58,25 @@ class KeyCodec:
             keys.append(key)
         return canonical, keys
 
+    def decode(self, keys: Sequence[bytes]) -> list[Id]:
+        """The ids of keys that end in `suffix`. What is no key of the view is left out."""
+        start, end = len(self._prefix), len(self._suffix)
+        prefix = self._prefix.encode()
+        ids: list[Id] = []
+        for key in keys:
+            if key.startswith(prefix):
+                with contextlib.suppress(ValueError):
+                    ids.append(self._id_of(key[start:-end].decode()))
+        return ids
+
+    def _id_of(self, text: str) -> Id:
+        join_keys = self._join_keys
+        texts = text.split("|")
+        parts = [
+            canonical_part(key, unquote(part, errors="strict")) for key, part in zip(join_keys, texts, strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else tuple(parts)
+
     def canonical(self, ids: Sequence[Id]) -> Sequence[Id]:
         """The ids in canonical form, as they are in caches. Raises InvalidId, naming the position."""
         kinds = set(map(type, ids))
@@ -59,10 +86,16 @@ class KeyCodec:
 
     def _strings(self, ids: Sequence[Id]) -> list[bytes] | None:
         prefix, suffix = self._prefix, self._suffix
+        texts: Sequence[Id] = ids
         try:
-            if _special("".join(ids)):  # type: ignore[arg-type]  # anything but str raises, and is looked at with care
-                return None
-            keys = [f"{prefix}{one}{suffix}".encode() for one in ids]
+            joined = _BETWEEN.join(ids)  # type: ignore[arg-type]  # anything but str raises, and is looked at with care
+            if _special(joined):
+                for character, escape in _ESCAPES:
+                    joined = joined.replace(character, escape)
+                texts = joined.split(_BETWEEN)
+                if len(texts) != len(ids):
+                    return None
+            keys = [f"{prefix}{one}{suffix}".encode() for one in texts]
         except (TypeError, UnicodeEncodeError):
             return None
         return keys if self._short(keys) else None
@@ -80,7 +113,7 @@ class KeyCodec:
     def _careful(self, position: int, given: object) -> tuple[Id, bytes]:
         try:
             parts = self._parts(given)
-            text = "|".join([str(part).translate(_ESCAPES) for part in parts]).encode()
+            text = "|".join([str(part).translate(_TRANSLATION) for part in parts]).encode()
         except UnicodeEncodeError:
             raise InvalidId(self._ref, position, "the string is not valid Unicode") from None
         except ValueError as error:

@@ -30,7 +30,11 @@ from featureclient.schema import Revision, View, status
 from featureclient.schema.dtype import Value
 from featureclient.schema.layout import FLAG_COMPUTED, FORMAT, HEADER_BYTES, PREFIX_BYTES
 
-REASONS = ("length", "format", "fingerprint", "crc", "event_time", "content")
+REFUSALS = ("protobuf", "type", "value", "hash")
+"""Why a store that reads another layout can refuse a row itself: what it has is no protobuf message, not of the
+column's type, a value that the column cannot hold, or not even a hash."""
+
+REASONS = ("length", "format", "fingerprint", "crc", "event_time", "content", *REFUSALS)
 """Why a row can be INVALID."""
 
 ARRAYS_MIN = 8
@@ -60,6 +64,16 @@ def with_status(row: bytes, row_status: int) -> bytes:
     return b"%b%c%b" % (row[:_STATUS_AT], row_status, row[_STATUS_AT + 1 :])
 
 
+def refused(reason: str) -> bytes:
+    """What a store answers for a row that it refuses itself, for one of REFUSALS. It is no row of any view."""
+    return b"\0" + reason.encode()
+
+
+def status_of(row: bytes) -> int:
+    """The status of a cached row."""
+    return row[_STATUS_AT]
+
+
 def fresh_until_of(row: bytes) -> float:
     """Until when a cached row is fresh, in monotonic seconds."""
     moment: float = _FRESH_UNTIL.unpack_from(row)[0]
@@ -73,9 +87,9 @@ class RowReader:
         self._known: dict[bytes, _Known] = {}
         for revision in (*view.revisions, view.newest):
             rearrange, contents = _Rearrange(view, revision), _Contents(revision)
-            for flags, row_status in ((0, status.PRESENT), (FLAG_COMPUTED, status.COMPUTED)):
+            for flags in (0, FLAG_COMPUTED):  # a computed row that was stored is as present as any other
                 head = _HEAD.pack(FORMAT, flags, 0, revision.fingerprint)
-                self._known[head] = _Known(revision, head, row_status, rearrange, contents)
+                self._known[head] = _Known(revision, head, status.PRESENT, rearrange, contents)
         self._usual = self._known[_HEAD.pack(FORMAT, 0, 0, view.fingerprint)]
         tail = _template(view)
         self._substitutes = {
@@ -117,7 +131,12 @@ class RowReader:
         return Admitted(rows, invalid)
 
 
+_REFUSED = {refused(reason): reason for reason in REFUSALS}
+
+
 def _why_unknown(value: bytes) -> str:
+    if value in _REFUSED:
+        return _REFUSED[value]
     if len(value) < HEADER_BYTES:
         return "length"
     return "format" if value[0] != FORMAT or value[1] & ~FLAG_COMPUTED or value[2:4] != b"\0\0" else "fingerprint"

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featureclient.schema import BadRow, Id, InvalidId, InvalidTable, View
-from featureclient.schema.layout import FORMAT
+from featureclient.schema.layout import FLAG_COMPUTED, FORMAT
 from featureclient.schema.view import JoinKey
 from featureclient.wire.columns import ColumnError, Converted, convert, given
 from featureclient.wire.keys import KeyCodec, canonical_part
@@ -39,13 +39,20 @@ class RowWriter:
         self._bad_rows_max = bad_rows_max
 
     def encode(
-        self, table: Mapping[str, Any], event_time_ms: Any, event_ms_max: int, *, first_row: int = 0
+        self,
+        table: Mapping[str, Any],
+        event_time_ms: Any,
+        event_ms_max: int,
+        *,
+        first_row: int = 0,
+        computed: bool = False,
     ) -> EncodedRows:
         """Encode a table, given as its columns by name: the join keys, and those of the view.
 
         A column left out is null in every row. `event_time_ms` is one number, or one a row (int64 milliseconds, or
         datetime64); -1 stands for unknown, and events later than `event_ms_max` are bad rows. Bad rows are numbered
-        from `first_row`. Raises InvalidTable when a column as a whole is wrong.
+        from `first_row`. `computed` marks rows that were computed on demand. Raises InvalidTable when a column as a
+        whole is wrong.
         """
         problems = self._unknown_columns(table)
         view = self._view
@@ -77,7 +84,7 @@ class RowWriter:
             for row, why in one.bad.items() if one is not None else ():
                 bad.setdefault(row, BadRow(row, column.name, why))
         ids, keys, kept = self._encode_ids(parts, count, bad)
-        values = self._encode_values(converted, events, keys, kept, count)
+        values = self._encode_values(converted, events, keys, kept, FLAG_COMPUTED if computed else 0)
         named = [bad[row] for row in sorted(bad)[: self._bad_rows_max]]
         shifted = tuple(BadRow(one.row + first_row, one.column, one.why) for one in named)
         return EncodedRows(ids, keys, values, shifted, len(bad))
@@ -119,9 +126,10 @@ class RowWriter:
         events: npt.NDArray[np.int64],
         keys: Sequence[bytes],
         kept: npt.NDArray[np.intp] | None,
-        count: int,
+        flags: int,
     ) -> list[bytes]:
         view = self._view
+        count = len(events)
         rows = np.zeros(count, view.newest.stored)
         valid = np.ones((count, len(view.columns)), np.bool_)
         for i, (column, one) in enumerate(zip(view.columns, converted, strict=True)):
@@ -137,20 +145,24 @@ class RowWriter:
                 valid[:, i] = ~one.null
                 place[one.null] = substitute
         rows["format"] = FORMAT
+        rows["flags"] = flags
         rows["fingerprint"] = view.fingerprint
         rows["event_ms"] = events
         rows["valid"] = np.packbits(valid, axis=1, bitorder="little")
-        if kept is not None:
-            rows = rows[kept]
-        size = rows.dtype.itemsize
-        data = rows.tobytes()
-        starts = range(0, len(keys) * size, size)
-        rows["crc32"] = [
-            crc32(key + data[start : start + 16] + data[start + 20 : start + size])
-            for start, key in zip(starts, keys, strict=True)
-        ]
-        data = rows.tobytes()
-        return [data[start : start + size] for start in starts]
+        return sealed(rows if kept is None else rows[kept], keys)
+
+
+def sealed(rows: npt.NDArray[Any], keys: Sequence[bytes]) -> list[bytes]:
+    """The bytes of stored rows (`layout.stored_dtype`), each with its crc32 under its key. `rows` is changed."""
+    size = rows.dtype.itemsize
+    data = rows.tobytes()
+    starts = range(0, len(keys) * size, size)
+    rows["crc32"] = [
+        crc32(key + data[start : start + 16] + data[start + 20 : start + size])
+        for start, key in zip(starts, keys, strict=True)
+    ]
+    data = rows.tobytes()
+    return [data[start : start + size] for start in starts]
 
 
 def _id_parts(key: JoinKey, column: Any, bad: dict[int, BadRow]) -> Sequence[Any]:

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 from gateway.records.request import Request
@@ -22,20 +22,28 @@ class Batch(NamedTuple):
     ready: float
     apart: bool = False
 
-    def singles(self) -> "list[Batch]":
-        """The same requests, one batch each."""
-        singles: list[Batch] = []
-        starts = [0] * len(self.stored)
-        for request in self.requests:
-            ends = [start + len(ids) for start, ids in zip(starts, request.ids, strict=True)]
-            stored = [rows[a:b] for rows, a, b in zip(self.stored, starts, ends, strict=True)]
-            singles.append(Batch([request], stored, request.rows, 0, self.ready))
-            starts = ends
-        return singles
+    def callers(self, index: int) -> Sequence[int]:
+        """The number of the request that each row of view `index` belongs to, from 0."""
+        if len(self.stored[index]) == len(self.requests):  # a row each
+            return range(len(self.requests))
+        return [number for number, request in enumerate(self.requests) for _ in request.ids[index]]
+
+    def pick(self, numbers: Sequence[int]) -> "Batch":
+        """The requests with these numbers, from 0, in this order."""
+        requests = [self.requests[number] for number in numbers]
+        stored: list[list[bytes]] = []
+        for index, rows in enumerate(self.stored):
+            if len(rows) == len(self.requests):  # a row each
+                stored.append([rows[number] for number in numbers])
+            else:
+                ends = list(accumulate(len(request.ids[index]) for request in self.requests))
+                spans = [(ends[number] - len(self.requests[number].ids[index]), ends[number]) for number in numbers]
+                stored.append([*chain.from_iterable(rows[start:end] for start, end in spans)])
+        return self._replace(requests=requests, stored=stored, rows=sum([request.rows for request in requests]))
 
     def without(self, left: Callable[[Request], bool]) -> "Batch":
         """The same batch without the requests for which `left` says so; it is called once for each."""
-        return merge([single for single in self.singles() if not left(single.requests[0])], self.parked, self.ready)
+        return self.pick([number for number, request in enumerate(self.requests) if not left(request)])
 
 
 def merge(batches: Sequence[Batch], parked: int, ready: float) -> Batch:
@@ -72,10 +80,9 @@ class BatchQueue:
 
         Halving finds one bad request among n in 2 log n runs.
         """
-        singles = batch.singles()
-        middle = len(singles) // 2
-        for half in (singles[middle:], singles[:middle]):
-            self._batches.appendleft(merge(half, 0, batch.ready)._replace(apart=True))
+        end = len(batch.requests)
+        for half in (range(end // 2, end), range(end // 2)):
+            self._batches.appendleft(batch.pick(half)._replace(parked=0, apart=True))
 
     def take(self, rows_max: int) -> Batch:
         """Everything that waits, in order, up to `rows_max` rows but at least one batch."""

@@ -25,7 +25,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from featureclient.client import FeatureClient
+from featureclient.client import Ask, FeatureClient
 from featureclient.schema import InvalidId, status
 from gateway.inference import Model
 from gateway.inference.runner import Ran
@@ -42,10 +42,14 @@ from gateway.records.errors import (
     Unavailable,
 )
 from gateway.records.report import BatchReport
-from gateway.records.request import Array, Request
+from gateway.records.request import Array, Id, Request
 
 _RUNS_PER_PASS = 8
 """Runs of one model before the loop sees to others; batches are merged, so more than two are rare."""
+_COMPUTE_SHARE = 0.9
+"""How much of what is left of its deadline a request waits for rows that are computed; the rest is for the model."""
+_PARKED_MAX_S = 3600.0
+"""How long a request without an end may wait for its rows."""
 _FAILURES_MAX = 20
 """Runs of a model that may fail in a row while the bad request is looked for. Halving the largest batch takes fewer."""
 
@@ -96,10 +100,11 @@ class Sink(Protocol):
 class _Lane:
     """What belongs to one model: the queue in front of it and the requests that settled in this tick."""
 
-    __slots__ = ("failures", "model", "pump_is_due", "queue", "settled")
+    __slots__ = ("computes", "failures", "model", "pump_is_due", "queue", "settled")
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.computes = any(binding.view.compute is not None for binding in model.plan.bindings)
         self.queue = BatchQueue()
         self.settled: list[Batch] = []
         self.failures = 0
@@ -133,7 +138,6 @@ class Pipeline:
         self._lanes: dict[Model, _Lane] = {}
         self._backlog: deque[tuple[_Lane, list[Request]]] = deque()
         self._pass_is_due = False
-        self._store_timeout_s = options.store_timeout_ms / 1000
 
     def __repr__(self) -> str:
         return (
@@ -190,58 +194,85 @@ class Pipeline:
         now = self.monotonic()
         stored: list[list[bytes | None]] = []
         for index, binding in enumerate(lane.model.plan.bindings):
-            if len(requests) == 1:
-                ids = requests[0].ids[index]
-            else:
-                ids = []
-                for request in requests:
-                    ids += request.ids[index]
             try:
-                stored.append(self.client.lookup(binding.view, ids, now))
+                stored.append(self.client.lookup(binding.view, _ids(requests, index), now))
             except Exception as error:  # noqa: BLE001 - a bug of ours; these requests end, the others go on
                 self._refuse_all(requests, error)
                 return
+        rows = sum([request.rows for request in requests])
+        batch = Batch(requests, stored, rows, 0, now)  # type: ignore[arg-type]  # may hold None until it is parked
         if all(map(all, stored)):  # a row is never empty, so truth means presence and costs least
-            rows = sum([request.rows for request in requests])
-            lane.queue.put(Batch(requests, stored, rows, 0, now))  # type: ignore[arg-type]  # no None is left in it
+            lane.queue.put(batch)
             return
-        for single in Batch(requests, stored, 0, 0, now).singles():  # type: ignore[arg-type]  # may hold None until parked
-            if all(map(all, single.stored)):
-                lane.queue.put(single)
+        parked: set[int] = set()
+        for index, found in enumerate(stored):
+            parked.update([number for number, row in zip(batch.callers(index), found, strict=True) if row is None])
+        if len(parked) == len(requests):
+            self._park(lane, batch, now)
+        else:
+            lane.queue.put(batch.pick([number for number in range(len(requests)) if number not in parked]))
+            self._park(lane, batch.pick(sorted(parked)), now)
+
+    def _park(self, lane: _Lane, batch: Batch, now: float) -> None:
+        """Let requests wait for their missing rows, those with the same budgets together."""
+        if any(request.caller.cancelled or request.deadline <= now for request in batch.requests):
+            batch = batch.without(partial(self._has_left, now=now))
+        if self.rows_parked + batch.rows > self.options.parked_rows_max:
+            batch = self._admit_parked(batch)
+        by_budget: dict[tuple[int, int], list[int]] = {}
+        for number, request in enumerate(batch.requests):
+            # In milliseconds, which is what a timer can tell apart.
+            left_ms = int(min(request.deadline - now, _PARKED_MAX_S) * 1000)
+            compute_ms = int(left_ms * _COMPUTE_SHARE) if lane.computes else 0
+            by_budget.setdefault((min(self.options.store_timeout_ms, left_ms // 2), compute_ms), []).append(number)
+        for (store_ms, compute_ms), numbers in by_budget.items():
+            together = batch if len(by_budget) == 1 else batch.pick(numbers)
+            self._fetch(lane, together, now + store_ms / 1000, now + compute_ms / 1000)
+
+    def _admit_parked(self, batch: Batch) -> Batch:
+        """Take what fits into `parked_rows_max`, in order, and refuse the rest."""
+        room = self.options.parked_rows_max - self.rows_parked
+        admitted: list[int] = []
+        for number, request in enumerate(batch.requests):
+            if request.rows <= room:
+                admitted.append(number)
+                room -= request.rows
             else:
-                self._park(lane, single, now)
+                message = f"{self.rows_parked} rows wait for the store, the limit parked_rows_max is reached"
+                self._refuse(request, Overloaded(message, limit="parked_rows_max"))
+        return batch.pick(admitted)
 
-    def _park(self, lane: _Lane, single: Batch, now: float) -> None:
-        """Let one request wait for its missing rows, and its keys join the next read."""
-        request = single.requests[0]
-        if self._has_left(request, now):
-            return
-        if self.rows_parked + request.rows > self.options.parked_rows_max:
-            message = f"{self.rows_parked} rows wait for the store, the limit parked_rows_max is reached"
-            self._refuse(request, Overloaded(message, limit="parked_rows_max"))
-            return
-        give_up_at = now + min(self._store_timeout_s, (request.deadline - now) / 2)
-        wants = [
-            (binding.view, request.ids[index], single.stored[index])
+    def _fetch(self, lane: _Lane, batch: Batch, give_up_at: float, compute_until: float) -> None:
+        """Have the keys of a batch join the next read."""
+        asks = [
+            Ask(binding.view, _ids(batch.requests, index), batch.stored[index], batch.callers(index))  # type: ignore[arg-type]  # fills None
             for index, binding in enumerate(lane.model.plan.bindings)
-            if not all(single.stored[index])
+            if not all(batch.stored[index])
         ]
+        count = len(batch.requests)
+        done = partial(self._settle, lane, batch)
         try:
-            self.client.fetch(wants, give_up_at, partial(self._settle, lane, single))  # type: ignore[arg-type]  # fills None
+            self.client.fetch(asks, give_up_at, done, callers=count, compute_until=compute_until)
         except InvalidId as error:
-            self._refuse(request, InvalidRequest(str(error), field="entities"))
-            return
+            if count == 1:
+                self._refuse(batch.requests[0], InvalidRequest(str(error), field="entities"))
+                return
+            # Nothing has been queued: look for the request that is to blame.
+            for half in (range(count // 2), range(count // 2, count)):
+                self._fetch(lane, batch.pick(half), give_up_at, compute_until)
         except RuntimeError as error:  # the client has been closed
-            self._refuse(request, Unavailable(f"the feature client does not take reads: {error}"))
-            return
-        self.rows_parked += request.rows
+            for request in batch.requests:
+                self._refuse(request, Unavailable(f"the feature client does not take reads: {error}"))
+        else:
+            self.rows_parked += batch.rows
 
-    def _settle(self, lane: _Lane, single: Batch) -> None:
-        """Its last row is there. Those that settle in one tick go on together."""
-        self.rows_parked -= single.rows
+    def _settle(self, lane: _Lane, batch: Batch, callers: Sequence[int]) -> None:
+        """The last rows of these callers are there. Those that settle in one tick go on together."""
+        settled = batch if len(callers) == len(batch.requests) else batch.pick(callers)
+        self.rows_parked -= settled.rows
         if not lane.settled:
             asyncio.get_running_loop().call_soon(self._resume, lane)
-        lane.settled.append(single._replace(parked=1, ready=self.monotonic()))
+        lane.settled.append(settled._replace(parked=len(callers), ready=self.monotonic()))
 
     def _resume(self, lane: _Lane) -> None:
         settled, lane.settled = lane.settled, []
@@ -346,6 +377,16 @@ class Pipeline:
     def _refuse(self, request: Request, error: HeadraceError) -> None:
         self.rows_in_flight -= request.rows
         self.sink.refuse(request, error)
+
+
+def _ids(requests: Sequence[Request], index: int) -> Sequence[Id]:
+    """The ids of all requests for one view of the plan, in order."""
+    if len(requests) == 1:
+        return requests[0].ids[index]
+    ids: list[Id] = []
+    for request in requests:
+        ids += request.ids[index]
+    return ids
 
 
 def _cut(requests: list[Request], rows_max: int) -> Iterator[list[Request]]:

@@ -1,7 +1,7 @@
 """Compile a manifest against a catalogue and a graph. Every problem is found and reported at once.
 
-Names are looked up in this order: views -> context -> transforms (each may use what came before) -> graph inputs. What
-comes out has no names left to look up: only places in blocks, slices of arrays, and functions.
+Names are looked up in this order: views -> context -> transforms -> derived columns (each may use what came before) ->
+graph inputs. What comes out has no names left to look up: only places in blocks, slices of arrays, and functions.
 """
 
 from collections.abc import Mapping
@@ -11,10 +11,11 @@ import numpy as np
 
 from featureclient.schema import Catalogue, DType, UnknownView
 from gateway.plan.column import Context, Derived, PlanColumn, Stored, may_fill
+from gateway.plan.expression import Expression, ExpressionError
 from gateway.plan.manifest import Manifest
 from gateway.plan.matrix import Matrix
 from gateway.plan.plan import Binding, ContextColumn, FeaturePlan
-from gateway.plan.transform import Resolve, Transform, TransformError
+from gateway.plan.transform import Resolve, Transform, TransformError, derivation
 from gateway.records.request import Array
 from gateway.records.signature import Signature, TensorSpec
 
@@ -34,6 +35,14 @@ def compile_plan(manifest: Manifest, catalogue: Catalogue, signature: Signature,
     return _Compiler(manifest, catalogue, signature, resolve).plan()
 
 
+def compile_columns(
+    manifest: Manifest, catalogue: Catalogue, resolve: Resolve
+) -> tuple[Mapping[str, PlanColumn], tuple[Transform, ...]]:
+    """The columns of a manifest and what derives them, without a graph. Raises `PlanError`."""
+    compiler = _Compiler(manifest, catalogue, Signature((), ()), resolve)
+    return compiler.derivation()
+
+
 class _Compiler:
     def __init__(self, manifest: Manifest, catalogue: Catalogue, signature: Signature, resolve: Resolve) -> None:
         self.manifest = manifest
@@ -47,7 +56,7 @@ class _Compiler:
     def plan(self) -> FeaturePlan:
         bindings = self._bindings()
         context = self._context()
-        transforms = self._transforms()
+        transforms = self._all_transforms()
         matrices = self._matrices()
         if self.problems:
             raise PlanError(self.problems)
@@ -61,6 +70,18 @@ class _Compiler:
             matrices=matrices,
             outputs=tuple(spec.name for spec in self.signature.outputs),
         )
+
+    def derivation(self) -> tuple[Mapping[str, PlanColumn], tuple[Transform, ...]]:
+        self._bindings()
+        self._context()
+        transforms = self._all_transforms()
+        if self.problems:
+            raise PlanError(self.problems)
+        return self.columns, transforms
+
+    def _all_transforms(self) -> tuple[Transform, ...]:
+        transforms = self._transforms()
+        return transforms + self._derived(len(transforms))
 
     def _wrong(self, where: Location, message: str) -> None:
         self.problems.append((where, message))
@@ -147,6 +168,24 @@ class _Compiler:
             for name, dtype in outputs.items():
                 self._add((*where, "outputs", name), PlanColumn(name, dtype, Derived(len(transforms) - 1, name)))
         return tuple(transforms)
+
+    def _derived(self, before: int) -> tuple[Transform, ...]:
+        """Expressions run as transforms do, with one output each."""
+        derived: list[Transform] = []
+        for name, use in self.manifest.derive.items():
+            where: Location = ("derive", name)
+            dtype = self._dtype((*where, "dtype"), use.dtype)
+            if dtype is None:
+                continue
+            known = {column: found.dtype for column, found in self.columns.items()}
+            try:
+                expression = Expression.compile(use.expression, dtype, known)
+            except ExpressionError as error:
+                self._wrong((*where, "expression"), str(error))
+                continue
+            self._add(where, PlanColumn(name, dtype, Derived(before + len(derived), name)))
+            derived.append(derivation(name, expression))
+        return tuple(derived)
 
     def _column(self, where: Location, name: str) -> PlanColumn | None:
         column = self.columns.get(name)

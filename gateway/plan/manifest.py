@@ -28,6 +28,13 @@ class TransformUse(_Part):
     outputs: dict[Name, str] = Field(min_length=1, description="column -> dtype")
 
 
+class DeriveUse(_Part):
+    """A column computed from others by an expression: `where(air_time > 0, distance / air_time, 0)`."""
+
+    expression: str = Field(min_length=1, description="over stored, context and derived columns, by their names")
+    dtype: str
+
+
 class Manifest(_Part):
     """A model's manifest. Stored columns are `alias.column`, context and derived columns bare names."""
 
@@ -35,6 +42,7 @@ class Manifest(_Part):
     views: dict[Name, ViewUse] = Field(default={}, description="alias -> view")
     context: dict[Name, str] = Field(default={}, description="column -> dtype")
     transforms: list[TransformUse] = []
+    derive: dict[Name, DeriveUse] = Field(default={}, description="column -> expression; each may use those before it")
     inputs: dict[str, Annotated[list[ColumnName], Field(min_length=1)]] = Field(
         min_length=1, description="graph input -> columns, in order"
     )

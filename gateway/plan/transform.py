@@ -8,6 +8,7 @@ import numpy as np
 
 from featureclient.schema import DType
 from gateway.plan.column import array_dtype
+from gateway.plan.expression import Expression
 from gateway.records.request import Array
 
 Function: TypeAlias = Callable[..., Mapping[str, Array]]
@@ -84,6 +85,17 @@ class Transform:
             raise
         except Exception as error:
             raise TransformError(f"{self.reference} raises {type(error).__name__}: {error}") from error
+
+
+def derivation(name: str, expression: Expression) -> Transform:
+    """An expression as a transform whose one output is `name`."""
+
+    def evaluate(**arrays: Array) -> Mapping[str, Array]:
+        return {name: expression.evaluate([*arrays.values()])}
+
+    # Keyword arguments keep their order, which is that of the expression's names.
+    parameters = {f"c{i}": column for i, column in enumerate(expression.names)}
+    return Transform(f"derive.{name}", evaluate, parameters, {name: expression.dtype})
 
 
 def _same(first: Array, second: Array) -> bool:

@@ -1,6 +1,7 @@
 """The only constructor: settings in, a gateway that listens out. Nothing here decides anything about a request.
 
-catalogue, models ─▶ store, feature client ─▶ pipeline ─▶ HTTP, gRPC listen ─▶ first contact with the store ─▶ ready
+catalogue, models ─▶ store, workers, feature client ─▶ pipeline ─▶ HTTP, gRPC listen
+                  ─▶ first contact with the store ─▶ caches warmed ─▶ ready
 """
 
 import asyncio
@@ -8,8 +9,11 @@ import contextlib
 import gc
 import importlib.metadata
 import logging
+import re
+import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Self, cast
 
@@ -17,13 +21,16 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from featureclient.client import FeatureClient
+from featureclient.compute import Computer
 from featureclient.schema import Catalogue
-from featureclient.store.redis import RedisStore
+from featureclient.store.opening import open_store
+from featureclient.warmup import Warmer
 from gateway import transport
 from gateway.inference import ModelRepository
 from gateway.pipeline import Pipeline
 from gateway.plan.transform import resolver
 from gateway.server import codec, memory, predict
+from gateway.server.feature_events import FeatureEvents
 from gateway.server.feature_service import FeatureService
 from gateway.server.http import HttpEndpoint, alive_page, metrics_page, ready_page
 from gateway.server.readiness import Readiness
@@ -75,10 +82,18 @@ class Gateway:
         models = await load_models(settings, catalogue)
         stack.callback(models.close)
 
-        store = RedisStore(settings.store)
+        store = open_store(settings.store)
+        events = FeatureEvents(telemetry.feature_event)
+        computer = await stack.enter_async_context(Computer(catalogue, settings.compute, on_event=events))
         client = await stack.enter_async_context(
-            FeatureClient(catalogue, store, settings.features, on_event=telemetry.store_event)
+            FeatureClient(catalogue, store, settings.features, computes=computer, on_event=events)
         )
+        warmup = replace(settings.warmup, replica=settings.warmup.replica or _replica_name(settings))
+        warmer = await stack.enter_async_context(
+            Warmer(catalogue, store, client.warm, warmup, room=client.room, on_event=events.warmed)
+        )
+        if warmup.enabled:
+            client.count_lookups(warmer.sampler, warmer.offer)
         handler = predict.PredictHandler(
             models,
             settings.predict,
@@ -120,6 +135,8 @@ class Gateway:
         _log.info("metrics and health on http://%s", self.http_address)
 
         async def open_up() -> None:
+            readiness.warming = True
+            await warmer.prefetch()
             handler.open(pipeline)
             self._freeze()
             await readiness.serve()
@@ -136,6 +153,7 @@ class Gateway:
         self.telemetry.watch_caches(client.snapshot)
         self.telemetry.watch("parked_rows", "Rows of requests that wait for the store.", lambda: pipeline.rows_parked)
         self.telemetry.watch("rows_in_flight", "Rows of requests without an answer.", lambda: pipeline.rows_in_flight)
+        self.telemetry.watch("computing_ids", "Ids that wait for a computed row.", lambda: client.computing_ids)
         self.telemetry.watch("pending_keys", "Keys that wait for a store read.", lambda: client.pending_keys)
 
     def _freeze(self) -> None:
@@ -159,6 +177,11 @@ async def load_models(settings: Settings, catalogue: Catalogue) -> ModelReposito
     for model in models:
         _log.info("loaded %s/%s: %s", model.name, model.version, model.runner.cost)
     return models
+
+
+def _replica_name(settings: Settings) -> str:
+    """The same after a restart, and another for each process of a host."""
+    return re.sub(r"[^A-Za-z0-9._:-]", "-", f"{socket.gethostname()}:{settings.grpc.listen[0]}")[-100:]
 
 
 _SERVICES = (

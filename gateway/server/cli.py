@@ -7,22 +7,23 @@ import logging
 import resource
 import signal
 import sys
-from collections.abc import Callable, Coroutine
-from functools import wraps
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 import click
 import grpc
 import numpy as np
-import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from featureclient.schema import FeatureError
-from gateway.client import CallFailed, HeadraceClient, Prediction
+from gateway.client import HeadraceClient, Prediction
 from gateway.server import settings as settings_file
+from gateway.server.command import CONFIG as _CONFIG
+from gateway.server.command import command as _command
+from gateway.server.command import stop as _stop
+from gateway.server.features_cli import features
 
 if TYPE_CHECKING:
     from gateway.inference import Model
@@ -30,13 +31,6 @@ if TYPE_CHECKING:
 _FEATURE_ROWS_SHOWN = 6
 _PIPED_WIDTH = 160
 _P = ParamSpec("_P")
-_CONFIG = click.option(
-    "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    default=Path("headrace.yaml"),
-    show_default=True,
-    help="The settings file. examples/flights/headrace.yaml is one.",
-)
 _TARGET = click.option(
     "--target", default="127.0.0.1:8500", show_default=True, help="The gateway: host:port or unix:/path."
 )
@@ -61,30 +55,13 @@ def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.C
     return grpc.ssl_channel_credentials(*read)
 
 
-def _command(run: Callable[_P, Coroutine[Any, Any, None]]) -> Callable[_P, None]:
-    """Run a coroutine on uvloop; what a user can mend is one message, not a traceback."""
-
-    @wraps(run)
-    def command(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        try:
-            uvloop.run(run(*args, **kwargs))
-        except (FeatureError, CallFailed, OSError) as error:
-            _stop(str(error))
-        except KeyboardInterrupt:
-            sys.exit(130)
-
-    return command
-
-
-def _stop(message: str) -> NoReturn:
-    click.echo(f"headrace: {message}", err=True)
-    sys.exit(1)
-
-
 @click.group()
 @click.version_option(package_name="headrace")
 def main() -> None:
     """Headrace: entity ids in, predictions out, over gRPC."""
+
+
+main.add_command(features)
 
 
 @main.command()
@@ -139,12 +116,12 @@ async def load(config: Path, view: str, source: Path, on_bad_row: str, resume: b
     from featureclient.client import FeatureClient
     from featureclient.load import load_file
     from featureclient.schema import Catalogue
-    from featureclient.store.redis import RedisStore
+    from featureclient.store.opening import open_store
 
     settings = settings_file.load(config)
     catalogue = Catalogue.load(settings.catalogue)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    async with FeatureClient(catalogue, RedisStore(settings.store), settings.features) as client:
+    async with FeatureClient(catalogue, open_store(settings.store), settings.features) as client:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(view, total=None)
             report = await load_file(

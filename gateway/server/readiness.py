@@ -33,6 +33,7 @@ class Readiness:
         self.servicer = servicer
         self.ready = False
         self.draining = False
+        self.warming = False
         self.store_error = "not contacted yet"
 
     def __repr__(self) -> str:
@@ -42,6 +43,8 @@ class Readiness:
         """Why the server is not ready; None when it is."""
         if self.draining:
             return "draining"
+        if self.warming:
+            return "warming the caches"
         return None if self.ready else f"the feature store has not answered yet: {self.store_error}"
 
     async def starting(self) -> None:
@@ -65,7 +68,7 @@ class Readiness:
 
     async def serve(self) -> None:
         """Everything that must be there is there."""
-        self.ready = True
+        self.ready, self.warming = True, False
         for service in SERVICES:
             await self.servicer.set(service, health_pb2.HealthCheckResponse.SERVING)
         _log.info("ready")

@@ -16,8 +16,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from featureclient.client import ClientOptions
+from featureclient.compute import ComputeOptions
 from featureclient.schema import ConfigError, Problem, document
-from featureclient.store.redis import RedisOptions
+from featureclient.store.opening import StoreOptions
+from featureclient.warmup import WarmupOptions
 from gateway.inference import InferenceOptions
 from gateway.pipeline import PipelineOptions
 from gateway.server.http import HttpOptions
@@ -44,8 +46,10 @@ class Settings(BaseModel):
     """How gRPC is spoken: our own layer, or `grpc.aio`."""
     grpc: TransportOptions = TransportOptions()
     http: HttpOptions = HttpOptions()
-    store: RedisOptions = RedisOptions()
+    store: StoreOptions = StoreOptions()
     features: ClientOptions = ClientOptions()
+    compute: ComputeOptions = ComputeOptions()
+    warmup: WarmupOptions = WarmupOptions()
     predict: PredictOptions = PredictOptions()
     pipeline: PipelineOptions = PipelineOptions()
     inference: InferenceOptions = InferenceOptions()
@@ -80,6 +84,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
     content = _merge(source.content, environment.content)
     content = _merge(content, overrides or {})
     _resolve(content, path.parent, ("catalogue", "models", "transform_path"))
+    _resolve_lists(content, path.parent)
     tls = content["grpc"].get("tls") if isinstance(content.get("grpc"), dict) else None
     if isinstance(tls, dict):
         _resolve(tls, path.parent, ("certificate_chain", "private_key", "client_ca"))
@@ -94,6 +99,19 @@ def _resolve(section: dict[str, Any], folder: Path, names: tuple[str, ...]) -> N
     for name in names:
         if isinstance(section.get(name), str):
             section[name] = str(folder / section[name])
+
+
+def _resolve_lists(content: dict[str, Any], folder: Path) -> None:
+    """The same for the paths that stand in lists."""
+    for name, field in (("compute", "compute_path"), ("warmup", "files")):
+        section = content.get(name)
+        if isinstance(section, dict) and isinstance(section.get(field), list):
+            section[field] = [str(folder / one) if isinstance(one, str) else one for one in section[field]]
+    warmup = content.get("warmup")
+    schedule = warmup.get("schedule") if isinstance(warmup, dict) else None
+    for entry in schedule if isinstance(schedule, list) else ():
+        if isinstance(entry, dict) and entry.get("file"):
+            _resolve(entry, folder, ("file",))
 
 
 class _Environment:

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from featureclient.cache import CacheSnapshot
 from featureclient.schema import status
 from gateway.telemetry.histogram import Histogram
-from gateway.telemetry.tally import STAGES, UNKNOWN, ModelTally, StoreTally, ViewTally
+from gateway.telemetry.tally import STAGES, UNKNOWN, ComputeTally, ModelTally, StoreTally, ViewTally
 
 NONE = "none"
 """The label of a row whose status has no cause."""
@@ -75,13 +75,17 @@ def view_families(views: Mapping[str, ViewTally]) -> Iterator[Metric]:
     invalid = CounterMetricFamily(
         "headrace_invalid_rows", "Rows from the store that were refused when read.", labels=("view", "reason")
     )
+    changed = CounterMetricFamily(
+        "headrace_changed_rows", "Rows of which the store told that they changed, by anybody.", labels=("view",)
+    )
     for view, tally in views.items():
         for byte, count in enumerate(tally.rows.tolist()):
             if count or byte == status.PRESENT:
                 rows.add_metric((view, *_status_labels(byte)), count)
         for reason, count in tally.invalid.copy().items():
             invalid.add_metric((view, reason), count)
-    yield from (rows, invalid)
+        changed.add_metric((view,), tally.changed)
+    yield from (rows, invalid, changed)
 
 
 def store_families(store: StoreTally) -> Iterator[Metric]:
@@ -104,6 +108,41 @@ def store_families(store: StoreTally) -> Iterator[Metric]:
         "headrace_store_shed_keys", "Keys never asked for: too many were waiting already.", value=store.shed_keys
     )
     yield CounterMetricFamily("headrace_store_written_rows", "Rows written by this process.", value=store.written_rows)
+    yield GaugeMetricFamily(
+        "headrace_store_watched",
+        "1 while the store tells of changed rows, 0 while ages alone decide.",
+        value=int(store.watched),
+    )
+    yield CounterMetricFamily(
+        "headrace_store_watch_losses", "Times that the store ceased to tell of changes.", value=store.watch_losses
+    )
+
+
+def compute_families(computes: Mapping[str, ComputeTally], workers_lost: int) -> Iterator[Metric]:
+    """Rows that were computed because the store had none."""
+    runs = CounterMetricFamily(
+        "headrace_compute_runs", "Runs of a view's compute, by how they ended.", labels=("view", "result")
+    )
+    rows = CounterMetricFamily("headrace_computed_rows", "Rows that were computed.", labels=("view",))
+    dropped = CounterMetricFamily(
+        "headrace_compute_dropped_rows",
+        "Rows not computed (refused: breaker or the view's bound; ids: the client's bound) or not stored (write_back).",
+        labels=("view", "what"),
+    )
+    duration = HistogramMetricFamily("headrace_compute_duration_seconds", "Runs that gave rows.", labels=("view",))
+    for view, tally in computes.items():
+        for result, count in tally.results.copy().items():
+            runs.add_metric((view, result), count)
+        rows.add_metric((view,), tally.rows)
+        for what, count in tally.dropped.copy().items():
+            dropped.add_metric((view, what), count)
+        _add_histogram(duration, (view,), tally.duration)
+    yield from (runs, rows, dropped, duration)
+    yield CounterMetricFamily(
+        "headrace_compute_workers_lost",
+        "Worker processes that ended or were killed, and were replaced.",
+        value=workers_lost,
+    )
 
 
 def cache_families(caches: Mapping[str, CacheSnapshot]) -> Iterator[Metric]:
@@ -117,6 +156,9 @@ def cache_families(caches: Mapping[str, CacheSnapshot]) -> Iterator[Metric]:
     hits = CounterMetricFamily("headrace_cache_hits", "Lookups that the cache answered.", labels=("view",))
     misses = CounterMetricFamily("headrace_cache_misses", "Lookups that went to the store.", labels=("view",))
     evictions = CounterMetricFamily("headrace_cache_evictions", "Rows dropped for want of room.", labels=("view",))
+    refreshes = CounterMetricFamily(
+        "headrace_cache_refreshes", "Rows served and read again in the background.", labels=("view",)
+    )
     for view, cache in caches.items():
         entries.add_metric((view,), cache.entries)
         negatives.add_metric((view,), cache.negatives)
@@ -125,7 +167,8 @@ def cache_families(caches: Mapping[str, CacheSnapshot]) -> Iterator[Metric]:
         hits.add_metric((view,), cache.hits)
         misses.add_metric((view,), cache.misses)
         evictions.add_metric((view,), cache.evictions)
-    yield from (entries, negatives, size, limit, hits, misses, evictions)
+        refreshes.add_metric((view,), cache.refreshes)
+    yield from (entries, negatives, size, limit, hits, misses, evictions, refreshes)
 
 
 def _status_labels(byte: int) -> tuple[str, str]:

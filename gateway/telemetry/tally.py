@@ -9,7 +9,19 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from featureclient.events import Event, ReadShed, RowInvalid, StoreRead, StoreWrite
+from featureclient.events import (
+    Changed,
+    ComputeDropped,
+    ComputeRefused,
+    ComputeRun,
+    ComputeWorkerLost,
+    Event,
+    ReadShed,
+    RowInvalid,
+    StoreRead,
+    StoreWrite,
+    Watched,
+)
 from featureclient.wire.reader import REASONS
 from gateway.records.report import BatchReport, FailureReport
 from gateway.telemetry.histogram import FEW_VALUES, Histogram, decades
@@ -43,6 +55,9 @@ STAGES = ("wait", "assemble", "run", "reply")
 
 REQUEST_BOUNDS_S = (*decades(-4, -1, (1, 1.5, 2, 3, 5, 7)), 1.0, 2.0, 5.0, 10.0, 30.0)
 STAGE_BOUNDS_S = (5e-6, *decades(-5, -1, (1, 2, 5)), 1.0, 2.0, 5.0, 10.0)
+COMPUTE_ERRORS = ("ComputeFailed", "ComputeTimedOut", "InvalidTable")
+"""Results of a run beside OK; others are counted as `other`."""
+COMPUTE_BOUNDS_S = (*decades(-3, 0, (1, 2, 5)), 10.0)
 STORE_BOUNDS_S = (*decades(-4, -1, (1, 2, 5)), 1.0, 2.0, 5.0)
 COUNT_BOUNDS = tuple(float(1 << power) for power in range(15))
 
@@ -94,12 +109,13 @@ class ModelTally:
 class ViewTally:
     """Rows of one view by status byte, and the rows that were refused on their way in, by reason."""
 
-    __slots__ = ("_vector", "invalid", "rows")
+    __slots__ = ("_vector", "changed", "invalid", "rows")
 
     def __init__(self) -> None:
         self.rows = array("q", bytes(8 * 256))
         self._vector = np.frombuffer(self.rows, np.int64)
         self.invalid = dict.fromkeys((*REASONS, OTHER), 0)
+        self.changed = 0
 
     def add_rows(self, statuses: npt.NDArray[np.uint8]) -> None:
         """Add one status per row. Most blocks have one status throughout, which costs one pass in C."""
@@ -117,10 +133,43 @@ class ViewTally:
         self.invalid[reason if reason in self.invalid else OTHER] += 1
 
 
+class ComputeTally:
+    """The computed rows of one view. The histogram holds the runs that gave an answer."""
+
+    __slots__ = ("dropped", "duration", "results", "rows")
+
+    def __init__(self) -> None:
+        self.results = dict.fromkeys((OK, *COMPUTE_ERRORS, OTHER), 0)
+        self.duration = Histogram(COMPUTE_BOUNDS_S)
+        self.rows = 0
+        self.dropped = {"refused": 0, "ids": 0, "write_back": 0}
+        """Ids that the view's breaker or bound refused, ids beyond the client's bound, rows that were not stored."""
+
+    def add(self, run: ComputeRun) -> None:
+        """Add a run."""
+        self.rows += run.found
+        if run.error is None:
+            self.results[OK] += 1
+            self.duration.add(run.seconds)
+        else:
+            self.results[run.error if run.error in self.results else OTHER] += 1
+
+
 class StoreTally:
     """Round trips to the store. The histograms hold those that were answered; the others are errors."""
 
-    __slots__ = ("keys_found", "read", "read_errors", "read_keys", "shed_keys", "write", "write_errors", "written_rows")
+    __slots__ = (
+        "keys_found",
+        "read",
+        "read_errors",
+        "read_keys",
+        "shed_keys",
+        "watch_losses",
+        "watched",
+        "write",
+        "write_errors",
+        "written_rows",
+    )
 
     def __init__(self) -> None:
         self.read = Histogram(STORE_BOUNDS_S)
@@ -131,6 +180,8 @@ class StoreTally:
         self.write = Histogram(STORE_BOUNDS_S)
         self.write_errors = 0
         self.written_rows = 0
+        self.watched = False
+        self.watch_losses = 0
 
 
 class Tally:
@@ -140,6 +191,8 @@ class Tally:
         self.models: Labelled[ModelTally] = Labelled(ModelTally, MODELS_MAX)
         self.views: Labelled[ViewTally] = Labelled(ViewTally, VIEWS_MAX)
         self.store = StoreTally()
+        self.computes: Labelled[ComputeTally] = Labelled(ComputeTally, VIEWS_MAX)
+        self.workers_lost = 0
 
     def expect(self, model: str, views: Iterable[str]) -> None:
         """Make the entries of a model and its views, at zero."""
@@ -157,8 +210,8 @@ class Tally:
         """Add requests that got an error."""
         self.models[report.model or NO_MODEL].fail(report)
 
-    def store_event(self, event: Event) -> None:
-        """Add what the feature client did with the store."""
+    def feature_event(self, event: Event) -> None:  # noqa: C901 - one branch for each kind
+        """Add what the feature client did."""
         store = self.store
         match event:
             case StoreRead(error=None):
@@ -176,3 +229,16 @@ class Tally:
                 self.views[event.view].add_invalid(event.reason)
             case ReadShed():
                 store.shed_keys += event.keys
+            case Changed():
+                self.views[event.view].changed += event.rows
+            case Watched():
+                store.watch_losses += store.watched and not event.on
+                store.watched = event.on
+            case ComputeRun():
+                self.computes[event.view].add(event)
+            case ComputeRefused():
+                self.computes[event.view].dropped["refused"] += event.ids
+            case ComputeDropped():
+                self.computes[event.view].dropped[event.what] += event.rows
+            case ComputeWorkerLost():
+                self.workers_lost += 1

@@ -69,9 +69,9 @@ class Telemetry:
         """Count requests that got an error."""
         self._tally.fail(report)
 
-    def store_event(self, event: Event) -> None:
-        """Count what the feature client did with its store; fits `FeatureClient(on_event=…)`."""
-        self._tally.store_event(event)
+    def feature_event(self, event: Event) -> None:
+        """Count what the feature client did; fits `FeatureClient(on_event=…)`."""
+        self._tally.feature_event(event)
 
     def watch_caches(self, snapshot: Callable[[], Mapping[str, CacheSnapshot]]) -> None:
         """Show the caches that `snapshot` gives, by view. It is called in the thread of the scrape."""
@@ -101,6 +101,7 @@ class Telemetry:
         yield from families.model_families(tally.models.copy())
         yield from families.view_families(tally.views.copy())
         yield from families.store_families(tally.store)
+        yield from families.compute_families(tally.computes.copy(), tally.workers_lost)
         yield from families.cache_families(self._read_caches())
         for gauge in tuple(self._gauges.values()):
             value = self._read(gauge.name, gauge.read)

@@ -6,7 +6,7 @@
 import asyncio
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import hiredis
@@ -16,8 +16,8 @@ import uvloop
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from featureclient.cache import CacheOptions
-from featureclient.client import ClientOptions, FeatureClient
-from featureclient.client.tier import Freshness, Tier
+from featureclient.client import Ask, ClientOptions, FeatureClient
+from featureclient.client.tier import Tier
 from featureclient.schema import Catalogue, View
 from featureclient.store.redis import RedisOptions, RedisStore
 
@@ -91,8 +91,7 @@ def test_warm_rows_to_a_block(benchmark: BenchmarkFixture, ref: str, rows: int) 
 @pytest.mark.parametrize("ref", ["floats@1", "mixed@1"])
 def test_admitting_stored_rows(benchmark: BenchmarkFixture, ref: str, rows: int) -> None:
     tier, keys, values = stored(CATALOGUE.view(ref), rows)
-    freshness = Freshness(1.0, 1.0, 10)
-    admitted = benchmark(lambda: tier.reader.admit(keys, values, freshness.fresh_until, freshness.event_ms_max))
+    admitted = benchmark(lambda: tier.reader.admit(keys, values, 1.0, 10))
     assert not admitted.invalid
 
 
@@ -147,18 +146,22 @@ def test_a_cold_read_of_200_rows(benchmark: BenchmarkFixture, redis_url: str, lo
         done = asyncio.get_running_loop().create_future()
         now = time.monotonic()
         rows = client.lookup(view, IDS[:200], now)
-        client.fetch([(view, IDS[:200], rows)], now + 5, lambda: done.set_result(None))
+        client.fetch([Ask(view, IDS[:200], rows)], now + 5, lambda _: done.set_result(None))
         await done
         return rows
 
     loop.run(prepare())
-    assert None not in benchmark(lambda: loop.run(run()))
-    loop.run(client.close())
+    try:
+        assert None not in benchmark(lambda: loop.run(run()))
+    finally:
+        loop.run(client.close())
 
 
 def test_64_cold_readers_of_one_row(benchmark: BenchmarkFixture, redis_url: str, loop: asyncio.Runner) -> None:
+    """As the gateway reads: the callers of one tick wait together, and each is told of its own row."""
     view = CATALOGUE.view("floats@1")
     client = FeatureClient(CATALOGUE, RedisStore(RedisOptions(redis_url)), OFF)
+    callers = range(64)
 
     async def prepare() -> None:
         await client.__aenter__()
@@ -166,20 +169,22 @@ def test_64_cold_readers_of_one_row(benchmark: BenchmarkFixture, redis_url: str,
 
     async def run() -> int:
         all_done = asyncio.get_running_loop().create_future()
-        left = 64
+        told = 0
 
-        def done() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
+        def done(ready: Sequence[int]) -> None:
+            nonlocal told
+            told += len(ready)
+            if told == len(callers):
                 all_done.set_result(None)
 
-        give_up_at = time.monotonic() + 5
-        for one in IDS[:64]:
-            client.fetch([(view, [one], [None])], give_up_at, done)
+        now = time.monotonic()
+        rows = client.lookup(view, IDS[:64], now)
+        client.fetch([Ask(view, IDS[:64], rows, callers)], now + 5, done, callers=len(callers))
         await all_done
-        return left
+        return told
 
     loop.run(prepare())
-    assert benchmark(lambda: loop.run(run())) == 0
-    loop.run(client.close())
+    try:
+        assert benchmark(lambda: loop.run(run())) == 64
+    finally:
+        loop.run(client.close())

@@ -40,9 +40,9 @@ def test_observe(benchmark: BenchmarkFixture, requests: int, rows: int) -> None:
     benchmark(telemetry.observe, report(requests, rows))
 
 
-def test_store_event(benchmark: BenchmarkFixture) -> None:
+def test_feature_event(benchmark: BenchmarkFixture) -> None:
     telemetry = Telemetry()
-    benchmark(telemetry.store_event, StoreRead(keys=64, found=60, seconds=4e-4, error=None))
+    benchmark(telemetry.feature_event, StoreRead(keys=64, found=60, seconds=4e-4, error=None))
 
 
 @pytest.mark.parametrize("models", [1, 20])

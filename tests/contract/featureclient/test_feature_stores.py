@@ -3,12 +3,14 @@
 import asyncio
 import struct
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import redis.asyncio
 
 from featureclient.store import OnlineStore, StoreRefused
-from featureclient.store.redis import RedisOptions, RedisStore
+from featureclient.store.opening import StoreOptions, open_store
 
 LATEST = 10_000
 
@@ -17,16 +19,38 @@ def row(event_ms: int, text: str = "") -> bytes:
     return struct.pack("<BBHIqII", 1, 0, 0, 7, event_ms, 0, 0) + text.encode()
 
 
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of store: its url, and a server to look into it by the reference client."""
+
+    url: str
+    server: str
+    is_cluster: bool = False
+
+
+@pytest.fixture(params=["single", "sentinel", "cluster"])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    if request.param == "sentinel":
+        fleet = request.getfixturevalue("redis_sentinels")
+        return Kind(fleet.url, fleet.primary.url)
+    if request.param == "cluster":
+        cluster = request.getfixturevalue("redis_cluster")
+        return Kind(cluster.url, cluster.primaries[0].url, is_cluster=True)
+    url = request.getfixturevalue("redis_url")
+    return Kind(url, url)
+
+
 @pytest.fixture
-async def store(redis_url: str) -> AsyncIterator[OnlineStore]:
-    made = RedisStore(RedisOptions(redis_url, write_rows_max=3, write_runs_max=2))
+async def store(kind: Kind) -> AsyncIterator[OnlineStore]:
+    made = open_store(StoreOptions(kind.url, timeout_s=2.0, write_rows_max=3, write_runs_max=2))
     yield made
     await made.close()
 
 
 @pytest.fixture
-async def raw(redis_url: str) -> "AsyncIterator[redis.asyncio.Redis]":
-    async with redis.asyncio.Redis.from_url(redis_url) as made:
+async def raw(kind: Kind) -> "AsyncIterator[redis.asyncio.Redis]":
+    client = redis.asyncio.RedisCluster if kind.is_cluster else redis.asyncio.Redis
+    async with client.from_url(kind.server) as made:
         yield made
 
 
@@ -91,6 +115,30 @@ async def test_what_is_not_a_row_is_overwritten(store: OnlineStore, raw: "redis.
     assert await store.read([b"k"]) == [row(1)]
 
 
+async def test_only_what_is_absent(store: OnlineStore, raw: "redis.asyncio.Redis") -> None:
+    await store.write([b"a"], [row(1, "old")], event_ms_max=LATEST)
+    await raw.rpush("list", "x")
+    keys = [b"a", b"list", *[str(i).encode() for i in range(20)], b"0"]
+    values = [row(9, str(i)) for i in range(len(keys))]
+    assert await store.write(keys, values, only_absent=True, ttl_ms=60_000, event_ms_max=LATEST) == 20
+    assert await store.read(keys) == [row(1, "old"), None, *values[2:22], values[2]]
+    assert 0 < await raw.pttl("0") <= 60_000
+    assert await raw.pttl("a") == -1
+    assert await store.write([b"b"], [row(1)], only_absent=True, event_ms_max=LATEST) == 1
+    assert await raw.pttl("b") == -1
+    assert await store.write([], [], only_absent=True, event_ms_max=LATEST) == 0
+    with pytest.raises(ValueError, match="only_absent"):
+        await store.write([b"c"], [row(1)], only_absent=True, force=True, event_ms_max=LATEST)
+
+
+async def test_of_many_who_find_nothing_one_stores(store: OnlineStore) -> None:
+    counts = await asyncio.gather(
+        *[store.write([b"k"], [row(1, str(i))], only_absent=True, event_ms_max=LATEST) for i in range(50)]
+    )
+    assert sorted(counts) == [0] * 49 + [1]
+    assert await store.read([b"k"]) == [row(1, str(counts.index(1)))]
+
+
 async def test_keys_expire_when_they_are_told_to(store: OnlineStore, raw: "redis.asyncio.Redis") -> None:
     await store.write([b"a"], [row(1)], ttl_ms=60_000, event_ms_max=LATEST)
     assert 0 < await raw.pttl("a") <= 60_000
@@ -130,12 +178,13 @@ async def test_a_cancelled_read_does_not_leave_its_answer_to_the_next(store: Onl
         assert await asyncio.gather(*[store.read([b"b"]) for _ in range(4)]) == [[row(1, "b")]] * 4
 
 
-async def test_a_refusal_is_no_loss_of_connection(store: OnlineStore, raw: "redis.asyncio.Redis") -> None:
-    await raw.config_set("maxmemory", "1")
+async def test_a_refusal_is_no_loss_of_connection(kind: Kind, store: OnlineStore, raw: "redis.asyncio.Redis") -> None:
+    everywhere: dict[str, Any] = {"target_nodes": "all"} if kind.is_cluster else {}
+    await raw.config_set("maxmemory", "1", **everywhere)
     try:
         with pytest.raises(StoreRefused, match="maxmemory"):
             await store.write([b"k"], [row(1)], event_ms_max=LATEST)
         assert await store.read([b"k"]) == [None]
     finally:
-        await raw.config_set("maxmemory", "0")
+        await raw.config_set("maxmemory", "0", **everywhere)
     assert await store.write([b"k"], [row(1)], event_ms_max=LATEST) == 1

@@ -12,7 +12,7 @@ import pytest
 import redis.asyncio
 
 from featureclient.cache import CacheOptions
-from featureclient.client import ClientOptions, FeatureClient
+from featureclient.client import Ask, ClientOptions, FeatureClient
 from featureclient.events import Event, ReadShed, RowInvalid, StoreRead, StoreWrite
 from featureclient.schema import Catalogue, Id, InvalidId, InvalidTable, UnknownView, View, status
 from featureclient.schema.status import describe
@@ -55,7 +55,7 @@ class Opened:
         now = time.monotonic()
         rows = self.client.lookup(view, ids, now)
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.client.fetch([(view, ids, rows)], now + LONG_S, lambda: done.set_result(None))
+        self.client.fetch([Ask(view, ids, rows)], now + LONG_S, lambda _: done.set_result(None))
         return rows, done
 
 
@@ -162,9 +162,9 @@ async def test_a_bad_id_is_refused_before_anything_is_queued(opened: Opened) -> 
     for wrong in ("x" * 1_000_000, 5, float("nan")):
         with pytest.raises(InvalidId) as caught:
             opened.client.fetch(
-                [(PLANE, ["a"], [None]), (PLANE, ["b", "c", wrong], [b"there", None, None])],  # type: ignore[list-item]
+                [Ask(PLANE, ["a"], [None]), Ask(PLANE, ["b", "c", wrong], [b"there", None, None])],  # type: ignore[list-item]
                 now + 1,
-                lambda: None,
+                lambda _: None,
             )
         assert caught.value.position == 2
     assert opened.client.pending_keys == 0
@@ -228,7 +228,7 @@ async def test_reads_are_cut_and_two_are_in_flight(open_more: Open) -> None:
         rows, done = opened.fetch([f"N{i}" for i in range(45)])
         assert client.pending_keys == 45
         await done
-        assert opened.reads() == [10, 10, 10, 10, 5]
+        assert sorted(opened.reads()) == [5, 10, 10, 10, 10]
         assert None not in rows
 
 
@@ -248,9 +248,9 @@ async def test_done_is_called_once_and_never_inside_fetch(opened: Opened) -> Non
     await opened.client.read(PLANE, ["cached"])
     cached = opened.client.lookup(PLANE, ["cached"], time.monotonic())
     rows: list[bytes | None] = [None]
-    opened.client.fetch([(PLANE, ["cached"], cached)], now + LONG_S, lambda: calls.append("nothing missing"))
-    opened.client.fetch([(PLANE, ["x"], rows)], now + LONG_S, lambda: calls.append("missing"))
-    left = opened.client.fetch([(PLANE, ["y"], [None])], now + LONG_S, lambda: calls.append("left"))
+    opened.client.fetch([Ask(PLANE, ["cached"], cached)], now + LONG_S, lambda _: calls.append("nothing missing"))
+    opened.client.fetch([Ask(PLANE, ["x"], rows)], now + LONG_S, lambda _: calls.append("missing"))
+    left = opened.client.fetch([Ask(PLANE, ["y"], [None])], now + LONG_S, lambda _: calls.append("left"))
     left.cancel()
     assert calls == []
     await opened.client.read(PLANE, ["z"])
@@ -264,10 +264,10 @@ async def test_an_error_of_one_caller_costs_no_other_its_answer(opened: Opened) 
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(lambda _, context: told.append(str(context["exception"])))
 
-    def fail() -> None:
+    def fail(_: Sequence[int]) -> None:
         raise RuntimeError("mine")
 
-    opened.client.fetch([(PLANE, ["a"], [None])], time.monotonic() + LONG_S, fail)
+    opened.client.fetch([Ask(PLANE, ["a"], [None])], time.monotonic() + LONG_S, fail)
     _, done = opened.fetch(["a"])
     await asyncio.wait_for(done, LONG_S)
     assert told == ["mine"]

@@ -62,6 +62,7 @@ def test_once_it_exits_with_the_summary_as_its_last_line(folder: Path) -> None:
     assert summary["auc"] > summary["auc_baseline"] > 0.8
     assert "all PRESENT" in errors
     assert "DEFAULTED (ABSENT)" in errors
+    assert "plane_stats COMPUTED" in errors
     assert "Traceback" not in errors
     assert list(folder.iterdir()) == []
 

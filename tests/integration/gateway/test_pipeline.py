@@ -341,9 +341,9 @@ async def test_the_budget_of_the_store_is_half_of_what_is_left(
         budgets: list[float] = []
         fetch = it.client.fetch
 
-        def noted(wants: Any, give_up_at: float, done: Callable[[], None]) -> Any:
+        def noted(asks: Any, give_up_at: float, done: Any, **more: Any) -> Any:
             budgets.append(give_up_at - time.monotonic())
-            return fetch(wants, give_up_at, done)
+            return fetch(asks, give_up_at, done, **more)
 
         monkeypatch.setattr(it.client, "fetch", noted)
         now = time.monotonic()

@@ -67,7 +67,7 @@ class Synthetic:
             RowInvalid(view=VIEW, reason="crc"),
             ReadShed(keys=1),
         ):
-            self.telemetry.store_event(event)
+            self.telemetry.feature_event(event)
 
     def _caches(self) -> dict[str, CacheSnapshot]:
         ticks = self._ticks

@@ -142,7 +142,8 @@ def test_an_unknown_field_is_named_with_those_that_exist() -> None:
     said = problems_of("entities: {}\nviews:\n  v@1: {entity: e, columns: {a: {dtype: int8, defalt: 1}}, tll: 3d}\n")
     assert said == [
         "f.yaml:3: views.v@1.columns.a.defalt: is not known; there are: default, dtype",
-        "f.yaml:3: views.v@1.tll: is not known; there are: columns, entity, max_age, on_missing, revisions, ttl",
+        "f.yaml:3: views.v@1.tll: is not known; there are: columns, combine, compute, entity, feast, hard_age, "
+        "max_age, on_missing, prefetch, revisions, soft_age, ttl",
     ]
 
 

@@ -2,7 +2,7 @@
 
 import struct
 
-from featureclient.client.fetches import Batch, Fetch, Pending, Want
+from featureclient.client.fetches import Batch, Fetch, Pending, Settled, Waiter, Want
 from featureclient.client.options import ClientOptions
 from featureclient.client.tier import Tier
 from featureclient.client.timers import GiveUpTimes
@@ -25,18 +25,31 @@ class Rig:
 
     def fetch(self, *ids: Id) -> Fetch:
         rows: list[bytes | None] = [None] * len(ids)
-        fetch = Fetch(1.0, lambda: None)
-        want = Want(self.tier, list(ids), [str(one).encode() for one in ids], rows, list(range(len(ids))))
-        fetch.add(want)
-        self.shed += self.pending.join(fetch, want)
+        return self.fetch_for([0] * len(ids), *ids)
+
+    def fetch_for(self, callers: list[int], *ids: Id) -> Fetch:
+        """A fetch of several callers: `callers[i]` wants `ids[i]`."""
+        rows: list[bytes | None] = [None] * len(ids)
+        fetch = Fetch(1.0, lambda _: None, max(callers) + 1)
+        want = Want(self.tier, list(ids), [str(one).encode() for one in ids], rows, list(range(len(ids))), callers)
+        fetch.ask([want])
+        settled = Settled()
+        for i in self.pending.join(fetch, want):
+            self.shed += 1
+            row = self.tier.stale(ids[i]) or self.tier.substitutes[status.UNREACHED]
+            settled.give(Waiter(fetch, rows, i, callers[i]), row)
+        assert settled.ready() == []
         self.lists.append(rows)
         return fetch
 
-    def settle(self, batches: list[Batch]) -> list[Fetch]:
-        finished: list[Fetch] = []
+    def settle_for(self, batches: list[Batch]) -> list[tuple[Fetch, list[int]]]:
+        settled = Settled()
         for batch in batches:
-            self.pending.settle(batch, [LATER + str(one).encode() for one in batch.ids], finished)
-        return finished
+            self.pending.settle(batch, [LATER + str(one).encode() for one in batch.ids], settled)
+        return [(fetch, list(callers)) for fetch, callers in settled.ready()]
+
+    def settle(self, batches: list[Batch]) -> list[Fetch]:
+        return [fetch for fetch, _ in self.settle_for(batches)]
 
     def got(self, which: int) -> list[str | None]:
         return [row and row[8:].decode() for row in self.lists[which]]
@@ -54,7 +67,7 @@ def test_keys_that_are_read_already_are_shared() -> None:
     third = rig.fetch("a", "c")
     assert not rig.pending.queued
     assert len(rig.pending) == 3
-    assert rig.settle(batches) == [first, second, third]
+    assert set(rig.settle(batches)) == {first, second, third}
     assert [rig.got(i) for i in range(3)] == [["a", "b"], ["b", "c", "c"], ["a", "c"]]
     assert len(rig.pending) == 0
     assert not rig.tier.pending
@@ -155,19 +168,51 @@ def test_keys_beyond_the_bound_fall_back_at_once() -> None:
     assert None not in rows
 
 
-def test_falling_back_fills_only_what_is_missing() -> None:
+def test_callers_of_one_fetch_are_told_each_with_its_own_last_row() -> None:
+    rig = Rig(read_keys_max=2)
+    fetch = rig.fetch_for([0, 0, 1, 2, 2], "a", "b", "b", "c", "a")
+    first, second = rig.pending.take(), rig.pending.take()
+    assert ids_of(first) == [["a", "b"]]
+    assert rig.settle_for(first) == [(fetch, [0, 1])]
+    assert fetch.finish(2) is not None
+    assert rig.settle_for(second) == [(fetch, [2])]
+    assert fetch.finish(1) is not None
+    assert not fetch.live
+
+
+def test_callers_who_get_all_their_rows_at_once_are_told_at_once() -> None:
     rig = Rig()
-    fetch = rig.fetch("a", "b")
-    rig.lists[0][0] = b"kept"
-    fetch.fall_back()
-    assert rig.lists[0] == [b"kept", rig.tier.unreached_row]
-    assert fetch.finish() is not None
-    assert fetch.finish() is None
+    fetch = rig.fetch_for([0, 1, 1, 2], *"abcd")
+    assert rig.settle_for(rig.pending.take()) == [(fetch, [0, 1, 2])]
+
+
+def test_a_place_that_was_filled_is_not_filled_again() -> None:
+    rig = Rig()
+    fetch = rig.fetch_for([0, 1], "a", "b")
+    early = Settled()
+    early.give(Waiter(fetch, rig.lists[0], 0, 0), b"computed meanwhile")
+    assert early.ready() == [(fetch, [0])]
+    fetch.late = True
+    assert rig.settle_for(rig.pending.take()) == [(fetch, [1])]
+    assert rig.lists[0] == [b"computed meanwhile", LATER + b"b"]
+
+
+def test_rows_that_are_to_be_computed_are_left_to_those_who_wait() -> None:
+    rig = Rig()
+    fetch, other = rig.fetch("a", "b"), rig.fetch("b")
+    batches = rig.pending.take()
+    settled = Settled()
+    rig.pending.settle(batches[0], [LATER, None], settled)
+    assert settled.ready() == []
+    assert [waiter.fetch for waiter in batches[0].waiters(1)] == [fetch, other]
+    for waiter in batches[0].waiters(1):
+        settled.give(waiter, LATER + b"b")
+    assert [(of, list(callers)) for of, callers in settled.ready()] == [(fetch, [0]), (other, [0])]
 
 
 def test_times_come_in_order_and_the_heap_does_not_keep_what_ended() -> None:
     times = GiveUpTimes()
-    fetches = [Fetch(float(i), lambda: None) for i in (3, 1, 2)]
+    fetches = [Fetch(float(i), lambda _: None) for i in (3, 1, 2)]
     assert [times.push(fetch) for fetch in fetches] == [True, True, False]
     assert times.next() == 1.0
     fetches[1].cancel()
@@ -175,7 +220,7 @@ def test_times_come_in_order_and_the_heap_does_not_keep_what_ended() -> None:
     assert times.due(2.5) == [fetches[2]]
     assert times.due(2.5) == []
     for _ in range(10_000):
-        ended = Fetch(100.0, lambda: None)
+        ended = Fetch(100.0, lambda _: None)
         times.push(ended)
         ended.cancel()
     assert len(times) < 1000

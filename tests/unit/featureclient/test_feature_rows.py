@@ -12,8 +12,8 @@ import pytest
 
 from featureclient.schema import Catalogue, View, ages_ms, apply_age, status
 from featureclient.schema.status import describe
-from featureclient.wire import KeyCodec, RowReader, RowWriter, with_status
-from featureclient.wire.reader import REASONS, fresh_until_of
+from featureclient.wire import KeyCodec, RowReader, RowWriter, refused, with_status
+from featureclient.wire.reader import REASONS, REFUSALS, fresh_until_of
 
 GOLDEN = json.loads(Path(__file__).parents[2].joinpath("data/row_format.json").read_text(encoding="utf-8"))
 NOW_MS = 2_000_000_000_000
@@ -79,7 +79,8 @@ def test_the_reader_takes_the_golden_bytes(golden: dict[str, Any]) -> None:
     rows, invalid = RowReader(view).admit([golden["key"].encode()], [bytes.fromhex(golden["row"])], 1.0, NOW_MS)
     assert not invalid
     block = block_of(view, rows)
-    assert block["status"].tolist() == [status.COMPUTED if golden["computed"] else status.PRESENT]
+    # Also one that was computed: it is stored now, and its flag only says where it came from.
+    assert block["status"].tolist() == [status.PRESENT]
     assert block["event_ms"].tolist() == [golden["event_time_ms"]]
     for name, value, valid in zip(GOLDEN["columns"], golden["values"], golden["valid"], strict=True):
         if valid:
@@ -132,7 +133,14 @@ def test_every_kind_of_wrong_row_is_refused_with_its_reason() -> None:
 
 
 def test_reasons_are_the_documented_ones() -> None:
-    assert set(REASONS) == {"length", "format", "fingerprint", "crc", "event_time", "content"}
+    assert set(REASONS) - set(REFUSALS) == {"length", "format", "fingerprint", "crc", "event_time", "content"}
+
+
+@pytest.mark.parametrize("reason", REFUSALS)
+def test_what_a_store_refuses_itself_keeps_its_reason_and_is_no_row(reason: str) -> None:
+    reader = RowReader(view_of("a: int32"))
+    assert reader.admit([b"k"], [refused(reason)], 1.0, NOW_MS) == ([None], {0: reason})
+    assert reader.admit([b"k"], [refused(reason) + b" "], 1.0, NOW_MS) == ([None], {0: "length"})
 
 
 def test_one_row_cut_short_and_its_neighbour_too_long_do_not_pass_together() -> None:

@@ -119,7 +119,7 @@ def test_events_of_the_store() -> None:
         RowInvalid(view="plane@1", reason="a reason from the future"),
         ReadShed(keys=3),
     ):
-        telemetry.store_event(event)
+        telemetry.feature_event(event)
     assert value(telemetry, "headrace_store_duration_seconds_count", operation="read") == 1
     assert value(telemetry, "headrace_store_duration_seconds_sum", operation="read") == 0.001
     assert value(telemetry, "headrace_store_duration_seconds_count", operation="write") == 1

@@ -1,0 +1,81 @@
+"""Functions that the tests of computed rows name in their catalogues. They run in worker processes."""
+
+import asyncio
+import os
+import time
+from typing import Any
+
+import numpy as np
+
+
+def lengths(tailnum: Any) -> dict[str, Any]:
+    """How long each id is. Ids that begin with `-` have no row."""
+    kept = np.array([one for one in tailnum if not one.startswith("-")], object)
+    return {"tailnum": kept, "a": np.array([len(one) for one in kept], np.int64)}
+
+
+async def slow_lengths(tailnum: Any) -> dict[str, Any]:
+    """The same, after a wait that does nothing."""
+    await asyncio.sleep(0.01)
+    return lengths(tailnum)
+
+
+def backwards(tailnum: Any) -> dict[str, Any]:
+    """Rows in another order than the ids', and one that nobody asked for."""
+    ids = [*reversed(tailnum.tolist()), "stranger"]
+    return {"tailnum": ids, "a": [len(one) for one in ids]}
+
+
+def twice(tailnum: Any) -> dict[str, Any]:
+    """Two rows of an id that is called `twice`."""
+    ids = [*tailnum, *(one for one in tailnum if one == "twice")]
+    return {"tailnum": ids, "a": [1] * len(ids)}
+
+
+def picky(tailnum: Any) -> dict[str, Any]:
+    """Raises when `poison` is among the ids."""
+    if "poison" in tailnum.tolist():
+        raise KeyError("poison")
+    return lengths(tailnum)
+
+
+def who(tailnum: Any) -> dict[str, Any]:
+    """The process, and how many ids it was asked for."""
+    count = len(tailnum)
+    return {"tailnum": tailnum, "a": np.full(count, os.getpid()), "b": np.full(count, count)}
+
+
+def sleeps(tailnum: Any) -> dict[str, Any]:
+    """Sleeps for the seconds that its first id says."""
+    time.sleep(float(tailnum[0].split(":")[0]))
+    return who(tailnum)
+
+
+def spins(tailnum: Any) -> dict[str, Any]:
+    """Holds the GIL of its process for 0.3 s, in pure Python."""
+    end = time.perf_counter() + 0.3
+    while time.perf_counter() < end:
+        pass
+    return lengths(tailnum)
+
+
+def dies(tailnum: Any) -> dict[str, Any]:
+    """Ends its process."""
+    os._exit(7)
+
+
+def prints(tailnum: Any) -> dict[str, Any]:
+    """Says something."""
+    print("said by a function", flush=True)
+    return lengths(tailnum)
+
+
+def broken(tailnum: Any) -> dict[str, Any]:
+    """Forgets to say whose the rows are, and makes up a column."""
+    return {"a": [1] * len(tailnum), "c": [1] * len(tailnum)}
+
+
+def by_route(origin: Any, hour: Any) -> dict[str, Any]:
+    """Of two join keys, one of them a number."""
+    assert hour.dtype == np.int64
+    return {"origin": origin, "hour": hour, "a": hour * 2}
