@@ -82,7 +82,8 @@ class ComputeWorkerLost:
 
 @dataclass(frozen=True, slots=True)
 class ComputeDropped:
-    """Rows that were not computed (`what` is `ids`) or not stored (`write_back`), because too many are under way."""
+    """Rows that were not computed (`what` is `ids`) or not stored (`write_back`), because too many are under way, or
+    that were computed and are none of the view's (`invalid`): the event is in the future."""
 
     view: str
     what: str

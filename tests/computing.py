@@ -3,6 +3,8 @@
 import asyncio
 import os
 import time
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,3 +81,40 @@ def by_route(origin: Any, hour: Any) -> dict[str, Any]:
     """Of two join keys, one of them a number."""
     assert hour.dtype == np.int64
     return {"origin": origin, "hour": hour, "a": hour * 2}
+
+
+def gated(tailnum: Any) -> dict[str, Any]:
+    """Waits until there are the files that its ids name before their last colon."""
+    give_up_at = time.monotonic() + 20
+    for one in tailnum:
+        while not os.path.exists(one.rpartition(":")[0]) and time.monotonic() < give_up_at:
+            time.sleep(0.002)
+    return {"tailnum": tailnum, "a": np.full(len(tailnum), 7)}
+
+
+def clock(tailnum: Any) -> dict[str, Any]:
+    """When it was computed, in nanoseconds."""
+    return {"tailnum": tailnum, "a": np.full(len(tailnum), time.time_ns())}
+
+
+def early(tailnum: Any) -> dict[str, Any]:
+    """The row of the id `tomorrow` becomes true in a year."""
+    made = lengths(tailnum)
+    year_ms = 365 * 86_400_000
+    now_ms = time.time_ns() // 1_000_000
+    return {**made, "event_time_ms": now_ms + np.where(made["tailnum"] == "tomorrow", year_ms, 0)}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Ids that it makes are computed by `gated` when it is open."""
+
+    path: Path
+
+    def id(self, name: str) -> str:
+        """One that waits."""
+        return f"{self.path}:{name}"
+
+    def open(self) -> None:
+        """Let all be computed."""
+        self.path.touch()

@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from gateway.server.settings import Settings
 
@@ -51,7 +51,7 @@ def _section(path: str, options: Any) -> Iterator[str]:
     summary = inspect.getdoc(options) or ""
     yield f"\n## `{path}`\n\n{' '.join(summary.split())}\n"
     own = [field for field in fields(options) if field.init]
-    kinds = inspect.get_annotations(options, eval_str=True)
+    kinds = get_type_hints(options)
     rows = (
         (field.name, _type(kinds[field.name]), _default(field)) for field in own if not _is_section(kinds[field.name])
     )

@@ -59,6 +59,12 @@ class Generations(Generic[Key, Value]):
                 return value
         return None
 
+    def aged(self, keys: Set[Key]) -> set[Key]:
+        """Those of the keys that have a value which is not young."""
+        if self.all_young:
+            return set()
+        return (self._old.keys() & keys) | (self._leaving.keys() & keys)
+
     def use(self, key: Key) -> Value | None:
         """The value of an entry that is not young, which it becomes."""
         value = self._pop_aged(key)

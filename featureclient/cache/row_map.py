@@ -51,6 +51,11 @@ class RowMap:
         row = self.main.peek(one)
         return self._window.get(one) if row is None else row
 
+    def aged(self, ids: Set[Id]) -> set[Id]:
+        """Those of the ids that have a row which is not young, for `use`."""
+        found = self.main.aged(ids)
+        return found | (self._window.keys() & ids) if self._window else found
+
     def use(self, one: Id) -> bytes | None:
         """The row of an id, which is kept from leaving soon."""
         row = self.main.young.get(one)

@@ -145,10 +145,12 @@ class ViewCache:
     def _lookup_each(self, ids: Sequence[Id], rows: list[bytes | None], now: float) -> list[bytes | None]:
         """The second look: in the other dicts, at the ages, and among what is known to be absent."""
         missing = [position for position, row in enumerate(rows) if row is None]
-        if missing:
+        aged = self._rows.aged({ids[position] for position in missing})
+        if aged:
             use = self._rows.use
             for position in missing:
-                rows[position] = use(ids[position])
+                if ids[position] in aged:
+                    rows[position] = use(ids[position])
         first = min(filter(None, rows), default=None)
         if first is not None and first[:8] <= pack_stamp(self._epochs.base + now):
             self._part_with_old(ids, rows, first, now)

@@ -110,6 +110,7 @@ class FeatureClient:
         self._sampler: Sampler | None = None
         self._offer: Callable[[str, Sequence[Id]], None] = _nobody
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._takes_writes = False
 
     def __repr__(self) -> str:
         state = "open" if self._loop is not None else "closed"
@@ -117,6 +118,7 @@ class FeatureClient:
 
     async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
+        self._takes_writes = True
         self._reading.open(self._loop)
         if self._options.watch and self._options.cache.enabled:
             self._watching.start()
@@ -135,6 +137,8 @@ class FeatureClient:
         await self._watching.close()
         await self._reading.close()
         await self._computing.close()
+        # Not before: what was computed is stored, and the combined rows that have it are made anew.
+        self._takes_writes = False
         await asyncio.gather(*self._writes, return_exceptions=True)
         await self._store.close()
 
@@ -326,9 +330,9 @@ class FeatureClient:
 
     async def _change(self, view: View, ids: Sequence[Id], change: Callable[[], Coroutine[Any, Any, int]]) -> int:
         """Run a change in a task of its own, so that a caller who is cancelled leaves no row half known."""
-        if self._loop is None:
+        if not self._takes_writes:
             raise RuntimeError("the client is not open: use `async with`")
-        task = self._loop.create_task(self._change_and_forget(view, ids, change))
+        task = asyncio.get_running_loop().create_task(self._change_and_forget(view, ids, change))
         self._writes.add(task)
         task.add_done_callback(self._writes.discard)
         return await asyncio.shield(task)

@@ -148,8 +148,8 @@ class Combiner:
 
 
 async def read_all(store: OnlineStore, keys: Sequence[bytes]) -> list[bytes | None]:
-    """One read for all keys where there are any."""
-    return await store.read(keys) if keys else []
+    """One read for all keys where there are any, of primaries: a replica may not have what has just been written."""
+    return await store.read_primary(keys) if keys else []
 
 
 class Member:

@@ -8,7 +8,9 @@ to who asked first; a caller whose time is over stops waiting, and the row is th
 
 Invariants
 - An id is computed once at a time, however many wait for it.
-- A computed row is never kept over one that the store had: not in the cache, and not in the store (`only_absent`).
+- A computed row is never kept over one that the store has, as far as anybody has told: not in the store
+  (`only_absent`), and not in the cache, where its age counts from the read that did not find it.
+- A row that cannot be stored or served costs its own id only.
 - At most `computing_ids_max` ids wait or are computed, and at most `write_backs_max` write-backs are under way.
 """
 
@@ -16,7 +18,7 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 from featureclient.client.fetches import Fetch, Settled, Waiter
 from featureclient.client.shared import Shared
@@ -24,7 +26,6 @@ from featureclient.client.tier import Tier
 from featureclient.compute import Computed, ComputeError, ComputeTimedOut
 from featureclient.events import ComputeDropped, StoreWrite
 from featureclient.schema import EVENT_TIME, FeatureError, Id, InvalidTable, View, status
-from featureclient.store import StoreError
 from featureclient.wire import EncodedRows, with_status
 
 
@@ -40,15 +41,26 @@ class Computes(Protocol):
         ...
 
 
-class _Queue:
-    """The ids of one view. `waiters` has every id that waits or is computed, `causes` why it is not in the store."""
+class NotThere(NamedTuple):
+    """Why a row is to be computed: the cause in its status, and when the read began that did not find it.
 
-    __slots__ = ("causes", "dirty", "ids", "runs", "waiters")
+    `dirty` says that it has been written since.
+    """
+
+    cause: int
+    since: float
+    dirty: bool = False
+
+
+class _Queue:
+    """The ids of one view. `waiters` has every id that waits or is computed, `reasons` why it is."""
+
+    __slots__ = ("dirty", "ids", "reasons", "runs", "waiters")
 
     def __init__(self) -> None:
         self.ids: deque[Id] = deque()
         self.waiters: dict[Id, list[Waiter]] = {}
-        self.causes: dict[Id, int] = {}
+        self.reasons: dict[Id, NotThere] = {}
         self.dirty: set[Id] = set()
         self.runs = 0
 
@@ -101,7 +113,7 @@ class Computing:
             task.cancel()
         await asyncio.gather(*self._tasks, *self._write_backs, return_exceptions=True)
 
-    def join(self, tier: Tier, one: Id, cause: int, waiters: Sequence[Waiter]) -> bool:
+    def join(self, tier: Tier, one: Id, reason: NotThere, waiters: Sequence[Waiter]) -> bool:
         """Have a row computed, for these and for whoever comes later. False when there is no room."""
         queue = self._queues.get(tier)
         if queue is None:
@@ -112,7 +124,9 @@ class Computing:
                 self._emit(ComputeDropped(tier.view.ref, "ids", 1))
                 return False
             waiting = queue.waiters[one] = []
-            queue.causes[one] = cause
+            queue.reasons[one] = reason
+            if reason.dirty:
+                queue.dirty.add(one)
             queue.ids.append(one)
             if tier not in self._kicks:
                 self._kicks.add(tier)
@@ -121,7 +135,7 @@ class Computing:
         return True
 
     def written(self, tier: Tier, ids: Sequence[Id]) -> None:
-        """Rows were written: what is computed of them now is for those who wait, and not kept."""
+        """Rows were written, or found: what is computed of them now is for those who wait, and not kept."""
         queue = self._queues.get(tier)
         if queue is not None:
             queue.dirty.update(one for one in ids if one in queue.waiters)
@@ -149,9 +163,12 @@ class Computing:
             settled = Settled()
             for one in ids:
                 row = rows.get(one) or self._substitute(tier, queue, one, failed.get(one))
+                pending = tier.pending.get(one)
+                if pending is not None and one not in failed:
+                    pending.note_computed(one, row)
                 for waiter in queue.waiters.pop(one):
                     settled.give(waiter, row)
-                del queue.causes[one]
+                del queue.reasons[one]
                 queue.dirty.discard(one)
             queue.runs -= 1
             self._tell(settled)
@@ -161,10 +178,11 @@ class Computing:
         """What stands for a row that was not computed."""
         if failed is None:
             # Neither the store nor the computation has it.
-            if one not in queue.dirty:
-                tier.cache.put_absent(one, tier.cache.absent_stamp(self._monotonic(), self._shared.chance()))
-            return tier.substitutes[status.ABSENT]
-        return tier.substitutes[status.TIMED_OUT if isinstance(failed, ComputeTimedOut) else queue.causes[one]]
+            reason = queue.reasons[one]
+            if one not in queue.dirty and reason.cause == status.ABSENT:
+                tier.cache.put_absent(one, tier.cache.absent_stamp(reason.since, self._shared.chance()))
+            return tier.substitutes[reason.cause]
+        return tier.substitutes[status.TIMED_OUT if isinstance(failed, ComputeTimedOut) else queue.reasons[one].cause]
 
     async def _compute(self, tier: Tier, ids: list[Id]) -> tuple[EncodedRows, Mapping[Id, Exception]]:
         computes = self._computes
@@ -174,18 +192,21 @@ class Computing:
         table = dict(computed.table)
         times = table.pop(EVENT_TIME, self._shared.wall_ms())
         encoded = tier.writer.encode(table, times, self._shared.event_ms_max, computed=True)
+        failed: dict[Id, Exception] = dict(computed.failed)
         if encoded.bad_rows_total:
-            raise InvalidTable(tier.view.ref, (), encoded.bad_rows, encoded.bad_rows_total)
-        return encoded, computed.failed
+            error = InvalidTable(tier.view.ref, (), encoded.bad_rows, encoded.bad_rows_total)
+            failed |= dict.fromkeys(set(_ids_of(tier.view, table)).difference(encoded.ids), error)
+            self._emit(ComputeDropped(tier.view.ref, "invalid", encoded.bad_rows_total))
+        return encoded, failed
 
     def _admit(self, tier: Tier, queue: _Queue, encoded: EncodedRows) -> dict[Id, bytes]:
         """The computed rows as cached ones, by id. They are kept where nothing else came meanwhile."""
-        now = self._monotonic()
-        stamp = tier.cache.stamp(now, self._shared.chance())
+        since = min([queue.reasons[one].since for one in encoded.ids], default=0.0)
+        stamp = tier.cache.stamp(since, self._shared.chance())
         stored = tier.reader.admit(encoded.keys, encoded.values, stamp, self._shared.event_ms_max).rows
         rows = [with_status(row, status.COMPUTED) for row in cast("list[bytes]", stored)]
         for one, row in zip(encoded.ids, rows, strict=True):
-            if one not in queue.dirty and tier.cache.lookup([one], now) == [None]:
+            if one not in queue.dirty:
                 tier.cache.put(one, row)
         return dict(zip(encoded.ids, rows, strict=True))
 
@@ -196,19 +217,29 @@ class Computing:
         if len(self._write_backs) >= self._options.write_backs_max:
             self._emit(ComputeDropped(tier.view.ref, "write_back", len(encoded.keys)))
             return
-        task = asyncio.get_running_loop().create_task(self._store_rows(tier.view, encoded))
+        task = asyncio.get_running_loop().create_task(self._store_rows(tier, encoded))
         self._write_backs.add(task)
         task.add_done_callback(self._write_backs.discard)
 
-    async def _store_rows(self, view: View, encoded: EncodedRows) -> None:
+    async def _store_rows(self, tier: Tier, encoded: EncodedRows) -> None:
+        view = tier.view
         started = self._monotonic()
         error: str | None = None
         latest_ms = self._shared.event_ms_max
         try:
-            await self._shared.store.write(
+            stored = await self._shared.store.write(
                 encoded.keys, encoded.values, ttl_ms=view.ttl_ms, only_absent=True, event_ms_max=latest_ms
             )
+            if stored < len(encoded.keys):
+                # Somebody has written some of them, and they are what is to be served.
+                tier.written(encoded.ids)
             await self._stored(view, encoded.ids)
-        except StoreError as failed:
+        except FeatureError as failed:
             error = type(failed).__name__
         self._emit(StoreWrite(len(encoded.keys), self._monotonic() - started, error))
+
+
+def _ids_of(view: View, table: Mapping[str, Any]) -> Sequence[Id]:
+    """Whose rows are in a table, in canonical form, which is how the computer gives them."""
+    parts: list[Sequence[Any]] = [table[key.name] for key in view.entity.join_keys]
+    return parts[0] if len(parts) == 1 else list(zip(*parts, strict=True))

@@ -156,7 +156,8 @@ class Batch:
     Its rows go to that fetch, and to whoever shares it.
     """
 
-    __slots__ = ("_callers", "_dirty", "_fetch", "_positions", "_rows", "_shared", "ids", "keys", "sent", "tier")
+    __slots__ = ("_callers", "_computed", "_dirty", "_fetch", "_positions", "_rows", "_shared", "ids", "keys", "sent",
+                 "tier")  # fmt: skip
 
     def __init__(self, fetch: Fetch, want: Want) -> None:
         self.tier, self.ids, self.keys, self._rows, self._positions, self._callers = want
@@ -165,6 +166,7 @@ class Batch:
         # Made when there is something to put in.
         self._shared: dict[Id, list[Waiter]] | None = None
         self._dirty: set[Id] | None = None
+        self._computed: dict[Id, bytes] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -194,6 +196,16 @@ class Batch:
         self._dirty.add(one)
         del self.tier.pending[one]
 
+    def note_computed(self, one: Id, row: bytes) -> None:
+        """While the read was under way, an earlier one that found nothing has had this row computed."""
+        if self._computed is None:
+            self._computed = {}
+        self._computed[one] = row
+
+    def computed(self, one: Id) -> bytes | None:
+        """What was computed of an id while the read was under way."""
+        return None if self._computed is None else self._computed.get(one)
+
     def leave(self) -> None:
         """Nobody new may wait for this batch."""
         pending = self.tier.pending
@@ -215,9 +227,11 @@ class Batch:
                     wanted[position] = row
                 settled.add(fetch, self._callers)
         if self._shared is not None:
-            for one, row in zip(self.ids, rows, strict=True):
+            row_of = dict(zip(self.ids, rows, strict=True))
+            for one, waiters in self._shared.items():
+                row = row_of[one]
                 if row is not None:
-                    for waiter in self._shared.get(one, ()):
+                    for waiter in waiters:
                         settled.give(waiter, row)
 
     def waiters(self, index: int) -> list[Waiter]:
@@ -253,15 +267,13 @@ class Pending:
         again: list[int] = []
         new: Sequence[int] = range(len(ids))
         if not pending.keys().isdisjoint(ids) or len(set(ids)) < len(ids):
-            first: dict[Id, int] = {}
-            for i, one in enumerate(ids):
-                if one in pending or one in first:
-                    again.append(i)
-                else:
-                    first[one] = i
-            new = list(first.values())
-            ids, keys = list(first), [keys[i] for i in new]
-            positions, callers = [positions[i] for i in new], [callers[i] for i in new]
+            # Backwards, so that the first place of each id is the one that stays.
+            first = dict(zip(reversed(ids), reversed(new), strict=True))
+            fresh = first.keys() - pending.keys()
+            chosen = sorted([first[one] for one in fresh])
+            again = sorted({*new}.difference(chosen))
+            new, ids, keys = chosen, [ids[i] for i in chosen], [keys[i] for i in chosen]
+            positions, callers = [positions[i] for i in chosen], [callers[i] for i in chosen]
         room = max(0, self._keys_max - self._keys)
         for start in range(0, min(len(ids), room), self._read_keys_max):
             cut = slice(start, min(start + self._read_keys_max, room))

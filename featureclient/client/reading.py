@@ -21,7 +21,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from featureclient.client.breaker import Breaker
-from featureclient.client.computing import Computing
+from featureclient.client.computing import Computing, NotThere
 from featureclient.client.fetches import Batch, Done, Fetch, Pending, Row, Settled, Waiter, Want
 from featureclient.client.shared import Shared
 from featureclient.client.tier import Freshness, Tier
@@ -40,6 +40,12 @@ TIMER_SLACK_S = 0.001
 GIVE_UP_PASSES = 4
 """Passes of the loop between a timer and giving up. A loop that was busy finds the timer before it looks at its
 sockets, where the answer may have been waiting; on an idle loop the passes take microseconds."""
+
+
+FEW_KEYS = 32
+FEW_KEYS_WAIT_S = 0.002
+"""Beside a read that is under way, fewer keys than this wait so long for more to come, or for the read to end: each
+read has its price, and a server that is busy would make many small ones."""
 
 
 class Ask(NamedTuple):
@@ -70,6 +76,9 @@ class Reading:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._kick_is_due = False
+        self._read_at = 0.0
+        self._keys_in_flight = 0
+        self._ripens = False
         self._reads: set[asyncio.Task[None]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -136,7 +145,7 @@ class Reading:
         """Start reads for what is queued, as many as may be in flight."""
         self._kick_is_due = False
         loop = self._loop
-        while loop is not None and self._pending.queued and len(self._reads) < self._options.reads_in_flight_max:
+        while loop is not None and self._pending.queued and self._may_read(loop):
             if not self._breaker.allows(self._monotonic()):
                 batches = self._pending.take_all()
                 self._settle_unreached(batches)
@@ -147,10 +156,28 @@ class Reading:
                 self._breaker.started()
                 self._reads.add(loop.create_task(self._read(batches)))
 
+    def _may_read(self, loop: asyncio.AbstractEventLoop) -> bool:
+        """One more read may be in flight. Beside another it has to be worth it: few keys wait a little for more."""
+        in_flight = len(self._reads)
+        if not in_flight or in_flight >= self._options.reads_in_flight_max:
+            return not in_flight
+        ripe_at = self._read_at + FEW_KEYS_WAIT_S
+        if len(self._pending) - self._keys_in_flight >= FEW_KEYS or self._monotonic() >= ripe_at:
+            return True
+        if not self._ripens:
+            self._ripens = True
+            loop.call_later(FEW_KEYS_WAIT_S, self._ripen)
+        return False
+
+    def _ripen(self) -> None:
+        self._ripens = False
+        self._kick()
+
     async def _read(self, batches: list[Batch]) -> None:
         """One read of the store. It belongs to the client: nobody cancels it."""
-        started = self._monotonic()
+        started = self._read_at = self._monotonic()
         keys = batches[0].keys if len(batches) == 1 else [key for batch in batches for key in batch.keys]
+        self._keys_in_flight += len(keys)
         values: Sequence[Row | Unread] = ()
         # What leaves the store and is not a StoreError is a bug. It goes on to the loop's exception handler, but not
         # before those who wait are answered.
@@ -164,6 +191,7 @@ class Reading:
             error = type(refused).__name__
         finally:
             now = self._monotonic()
+            self._keys_in_flight -= len(keys)
             task = asyncio.current_task()
             if task is not None:
                 self._reads.discard(task)
@@ -197,13 +225,26 @@ class Reading:
             start = 0
             for batch in some:
                 self._pending.settle(batch, rows[start : start + len(batch)], settled)
+                if tier.computes and len(self._computing):
+                    self._computing.written(tier, [one for i, one in enumerate(batch.ids) if start + i not in causes])
                 for i in range(len(batch)) if causes else ():
                     if start + i in causes and rows[start + i] is None:
-                        self._compute(tier, batch.ids[i], causes[start + i], batch.waiters(i), settled)
+                        reason = NotThere(causes[start + i], read_at, batch.ids[i] in batch.dirty)
+                        self._not_there(batch, i, reason, settled)
                 start += len(batch)
         self.tell(settled.ready())
         for event in refused:
             self._emit(event)
+
+    def _not_there(self, batch: Batch, index: int, reason: NotThere, settled: Settled) -> None:
+        """Have a row of a batch computed, unless that has been done while it was read."""
+        one, waiters = batch.ids[index], batch.waiters(index)
+        made = batch.computed(one)
+        if made is None:
+            self._compute(batch.tier, one, reason, waiters, settled)
+        else:
+            for waiter in waiters:
+                settled.give(waiter, made)
 
     def _settle_unreached(self, batches: Sequence[Batch]) -> None:
         settled = Settled()
@@ -211,31 +252,31 @@ class Reading:
             self._pending.settle(batch, [None] * len(batch), settled)
             for i, one in enumerate(batch.ids):
                 for waiter in batch.waiters(i):
-                    self._fall_back(batch.tier, one, waiter, settled)
+                    self._fall_back(batch.tier, one, waiter, settled, dirty=one in batch.dirty)
         self.tell(settled.ready())
 
     # ── When the store has no answer ────────────────────────────────────────────────────────────────────────────────
 
-    def _fall_back(self, tier: Tier, one: Id, waiter: Waiter, settled: Settled) -> None:
+    def _fall_back(self, tier: Tier, one: Id, waiter: Waiter, settled: Settled, *, dirty: bool = False) -> None:
         """Give a place the row that has expired; where there is none, have it computed, or give it the defaults."""
         row = tier.stale(one)
         if row is not None:
             settled.give(waiter, row)
         elif tier.computes:
-            self._compute(tier, one, status.UNREACHED, [waiter], settled)
+            self._compute(tier, one, NotThere(status.UNREACHED, self._monotonic(), dirty), [waiter], settled)
         else:
             settled.give(waiter, tier.substitutes[status.UNREACHED])
 
-    def _compute(self, tier: Tier, one: Id, cause: int, waiters: Sequence[Waiter], settled: Settled) -> None:
+    def _compute(self, tier: Tier, one: Id, reason: NotThere, waiters: Sequence[Waiter], settled: Settled) -> None:
         """Have a row computed. Who cannot wait for it, or need not, gets the defaults."""
         waiting: list[Waiter] = []
         others: list[Waiter] = []
         for waiter in waiters:
             (waiting if self._computing.has_time(tier, waiter.fetch) else others).append(waiter)
-        if not self._computing.join(tier, one, cause, waiting):
+        if not self._computing.join(tier, one, reason, waiting):
             others += waiting
         for waiter in others:
-            settled.give(waiter, tier.substitutes[cause])
+            settled.give(waiter, tier.substitutes[reason.cause])
 
     def _end(self, fetches: Sequence[Fetch], cause: int) -> None:
         """Fill what is missing with what there is, and with the defaults."""
@@ -277,7 +318,10 @@ class Reading:
             for want in fetch.wants:
                 for i, position in enumerate(want.positions):
                     if want.rows[position] is None:
-                        self._fall_back(want.tier, want.ids[i], _waiter(fetch, want, i), settled)
+                        one = want.ids[i]
+                        # Its read goes on, unless it was written meanwhile.
+                        written = one not in want.tier.pending
+                        self._fall_back(want.tier, one, _waiter(fetch, want, i), settled, dirty=written)
         self.tell(settled.ready())
         for fetch in waiting:
             if fetch.live:

@@ -91,6 +91,10 @@ class RedisClusterStore:
         replies = await self._run([("GET", key) for key in keys], [slot_of(key) for key in keys], writes=False)
         return replies if BULK.issuperset(map(type, replies)) else _values(replies)
 
+    async def read_primary(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The same of the primaries, on the way that writes take."""
+        return _values(await self._run([("GET", key) for key in keys], [slot_of(key) for key in keys], writes=True))
+
     async def query(self, commands: Sequence[Command]) -> list[Any]:
         """Replies of commands that change nothing, each about the one key that is its first argument.
 

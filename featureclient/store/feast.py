@@ -12,7 +12,7 @@ by HGETALL, until its hashes turn out to hold WHOLE_TIMES as many fields, of oth
 Invariant: nothing is written where Feast writes.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, Protocol, TypeAlias, cast
 
 from featureclient.feast import FeastKeys, FeastRows, Refusal
@@ -52,6 +52,10 @@ class CommandStore(OnlineStore, Protocol):
         ReplyErrors are among the replies. Raises StoreUnavailable; PartlyRead, with UNREAD among its values, when only
         some of the commands could be asked.
         """
+        ...
+
+    def scan(self, pattern: bytes) -> AsyncIterator[Sequence[bytes]]:
+        """Pages of the keys that match a glob pattern."""
         ...
 
 
@@ -100,14 +104,19 @@ class FeastStore:
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Rows of both layouts. One of Feast's that is refused is what `featureclient.wire.refused` gives."""
+        return await self._read(keys, self._store.read)
+
+    async def _read(
+        self, keys: Sequence[bytes], read_ours: Callable[[Sequence[bytes]], Awaitable[list[bytes | None]]]
+    ) -> list[bytes | None]:
         ours, by_view = self._sorted(keys)
         if not by_view:
-            return await self._store.read(keys)
+            return await read_ours(keys)
         values: list[Answer] = [None] * len(keys)
         why = ""
         if ours:
             try:
-                found: Sequence[Answer] = await self._store.read([keys[i] for i in ours])
+                found: Sequence[Answer] = await read_ours([keys[i] for i in ours])
             except PartlyRead as error:
                 why, found = str(error), error.values
             _put(values, ours, found)
@@ -129,6 +138,10 @@ class FeastStore:
         if why:
             raise PartlyRead(why, values)
         return values  # type: ignore[return-value]  # UNREAD comes with PartlyRead only
+
+    async def read_primary(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The same, with our own rows from primaries. Feast's are as `read` has them: here nobody writes them."""
+        return await self._read(keys, self._store.read_primary)
 
     def _sorted(self, keys: Sequence[bytes]) -> tuple[list[int], dict[_FeastView, list[int]]]:
         """The positions of our own rows, and of those of each view of Feast's."""
@@ -212,6 +225,11 @@ class FeastStore:
         if by_view:
             refs = ", ".join(sorted(view.ref for view in by_view))
             raise StoreRefused(f"{refs}: Feast writes these rows, and here they are read only; write them with Feast")
+
+    async def scan(self, pattern: bytes) -> AsyncIterator[Sequence[bytes]]:
+        """Pages of keys of the store below, where it can find keys. Rows of Feast's are not among those of a view."""
+        async for page in self._store.scan(pattern):
+            yield page
 
     async def get_blob(self, name: str) -> bytes | None:
         """That of the store below."""

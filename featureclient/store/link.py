@@ -21,6 +21,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Final, Self, TypeAlias, final
 
 import hiredis
@@ -135,6 +136,9 @@ class Endpoint:
             raise ValueError(f"{', '.join(unknown)}: not an option of the url; there are db, client_name and ssl_…")
         if tls and not encrypted:
             raise ValueError(f"{', '.join(tls)}: only a rediss:// url has TLS")
+        for name in ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"):
+            if name in tls and not Path(tls[name]).is_file():
+                raise ValueError(f"{name}: {tls[name]}: there is no such file")
         try:
             found["db"] = int(found.get("db", 0))
             context = SSLConnection(**tls).ssl_context.get() if encrypted else None

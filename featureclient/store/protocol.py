@@ -89,6 +89,10 @@ class OnlineStore(Protocol):
         """
         ...
 
+    async def read_primary(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The same, never of a replica: every write that has returned is seen."""
+        ...
+
     async def write(
         self,
         keys: Sequence[bytes],

@@ -123,6 +123,10 @@ class RedisStore:
             raise _not_redis(lane, values)
         return values
 
+    async def read_primary(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The same: there is one server."""
+        return await self.read(keys)
+
     async def query(self, commands: Sequence[Command]) -> list[Any]:
         """Replies of commands that change nothing, in one round trip. ReplyErrors are among them."""
         return await self._read_lane().pipeline(commands)

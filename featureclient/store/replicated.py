@@ -124,6 +124,10 @@ class ReplicatedStore:
                 values[i] = value
         return values
 
+    async def read_primary(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """An MGET of the primary."""
+        return await self._members[PRIMARY].store.read(keys)
+
     async def write(
         self,
         keys: Sequence[bytes],

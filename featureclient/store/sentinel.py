@@ -90,6 +90,10 @@ class SentinelStore:
         """A read of the primary, or of a replica."""
         return await self._use(lambda servers: servers.read(keys))
 
+    async def read_primary(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """A read of the primary."""
+        return await self._use(lambda servers: servers.read_primary(keys))
+
     async def query(self, commands: Sequence[Command]) -> list[Any]:
         """Replies of commands that change nothing, of the primary. ReplyErrors are among them."""
         return await self._use(lambda servers: servers.query(commands))

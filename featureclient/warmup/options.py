@@ -60,7 +60,7 @@ class WarmupOptions:
     """Replicas whose counts are merged, those that saved last. All of them have to read what each has saved."""
     replica: str = ""
     """The name under which this process saves. It must be unique, and is best the same after a restart. Empty: the
-    host's name; where several processes share a host, give each a name."""
+    host's name; a gateway adds the first address that it listens on."""
     files: tuple[str, ...] = ()
     """Files of ids that are warmed at start, before the hottest: text, CSV, JSON lines or Parquet."""
     schedule: tuple[ScheduledWarming, ...] = ()

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -29,6 +30,7 @@ from featureclient.client import Ask, FeatureClient
 from featureclient.schema import InvalidId, status
 from gateway.inference import Model
 from gateway.inference.runner import Ran
+from gateway.pipeline.ahead import PlanAhead, ReadAhead
 from gateway.pipeline.batch import Batch, BatchQueue
 from gateway.plan import Assembled
 from gateway.records.errors import (
@@ -100,10 +102,11 @@ class Sink(Protocol):
 class _Lane:
     """What belongs to one model: the queue in front of it and the requests that settled in this tick."""
 
-    __slots__ = ("computes", "failures", "model", "pump_is_due", "queue", "settled")
+    __slots__ = ("ahead", "computes", "failures", "model", "pump_is_due", "queue", "settled")
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, ahead: PlanAhead | None) -> None:
         self.model = model
+        self.ahead = ahead
         self.computes = any(binding.view.compute is not None for binding in model.plan.bindings)
         self.queue = BatchQueue()
         self.settled: list[Batch] = []
@@ -136,6 +139,7 @@ class Pipeline:
         self.rows_in_flight = 0
         self.rows_parked = 0
         self._lanes: dict[Model, _Lane] = {}
+        self._read_ahead = ReadAhead(client)
         self._backlog: deque[tuple[_Lane, list[Request]]] = deque()
         self._pass_is_due = False
 
@@ -148,14 +152,17 @@ class Pipeline:
         """Take requests that were bound to the model's plan. Runs on the loop; never raises because of a request."""
         lane = self._lanes.get(model)
         if lane is None:
-            lane = self._lanes[model] = _Lane(model)
-        rows = sum([request.rows for request in requests])
+            ahead = self._read_ahead.of(model.plan, self.client.catalogue.views)
+            lane = self._lanes[model] = _Lane(model, ahead)
+        rows = sum(map(_rows_of, requests))
         if self.rows_in_flight + rows > self.options.rows_in_flight_max:
             requests, rows = self._admit(requests)
         self.rows_in_flight += rows
         if rows <= self.options.batch_rows_max and not self._backlog:
             self._look_up(lane, requests)
             self._pump(lane)
+            if lane.ahead is not None:
+                lane.ahead.look(requests)
         elif requests:
             self._backlog.extend((lane, chunk) for chunk in _cut(requests, self.options.batch_rows_max))
             if not self._pass_is_due:
@@ -183,6 +190,8 @@ class Pipeline:
             room -= sum(request.rows for request in chunk)
             self._look_up(lane, chunk)
             self._pump(lane)
+            if lane.ahead is not None:
+                lane.ahead.look(chunk)
         self._pass_is_due = bool(self._backlog)
         if self._pass_is_due:
             asyncio.get_running_loop().call_soon(self._pass)
@@ -199,7 +208,7 @@ class Pipeline:
             except Exception as error:  # noqa: BLE001 - a bug of ours; these requests end, the others go on
                 self._refuse_all(requests, error)
                 return
-        rows = sum([request.rows for request in requests])
+        rows = sum(map(_rows_of, requests))
         batch = Batch(requests, stored, rows, 0, now)  # type: ignore[arg-type]  # may hold None until it is parked
         if all(map(all, stored)):  # a row is never empty, so truth means presence and costs least
             lane.queue.put(batch)
@@ -215,10 +224,16 @@ class Pipeline:
 
     def _park(self, lane: _Lane, batch: Batch, now: float) -> None:
         """Let requests wait for their missing rows, those with the same budgets together."""
-        if any(request.caller.cancelled or request.deadline <= now for request in batch.requests):
+        if _somebody_left(batch.requests, now):
             batch = batch.without(partial(self._has_left, now=now))
         if self.rows_parked + batch.rows > self.options.parked_rows_max:
             batch = self._admit_parked(batch)
+        store_timeout_s = self.options.store_timeout_ms / 1000
+        if not batch.requests:
+            return
+        if not lane.computes and min(map(_deadline_of, batch.requests)) - now >= 2 * store_timeout_s:
+            self._fetch(lane, batch, now + store_timeout_s, now)
+            return
         by_budget: dict[tuple[int, int], list[int]] = {}
         for number, request in enumerate(batch.requests):
             # In milliseconds, which is what a timer can tell apart.
@@ -288,7 +303,7 @@ class Pipeline:
                 return
             batch = lane.queue.take(self.options.batch_rows_max)
             now = self.monotonic()
-            if any(request.caller.cancelled or request.deadline <= now for request in batch.requests):
+            if _somebody_left(batch.requests, now):
                 batch = batch.without(partial(self._has_left, now=now))
             if batch.requests:
                 self._run(lane, batch)
@@ -324,15 +339,19 @@ class Pipeline:
         if ran.threaded:
             self._pump(lane)
 
-    def _answer(self, answers: Answers, batch: Batch, ran: Ran, moments: tuple[float, float]) -> None:
+    def _answer(self, answers: Answers, batch: Batch, ran: Ran, computed: tuple[float, float]) -> None:
         try:
             self.sink.answer(answers)
         except Exception as error:  # noqa: BLE001 - a bug of ours; a call that has its answer ignores this one
             self._refuse_all(answers.requests, error)
             return
-        rows = sum([request.rows for request in answers.requests])
-        self.rows_in_flight -= rows
-        self.observe(_report(answers, rows, batch, ran, (*moments, self.monotonic())))
+        self.rows_in_flight -= sum(map(_rows_of, answers.requests))
+        # What nobody waits for comes after the answers are sent, at the end of this turn of the loop.
+        moments = (*computed, self.monotonic())
+        asyncio.get_running_loop().call_soon(self._observe, answers, batch, ran, moments)
+
+    def _observe(self, answers: Answers, batch: Batch, ran: Ran, moments: tuple[float, float, float]) -> None:
+        self.observe(_report(answers, sum(map(_rows_of, answers.requests)), batch, ran, moments))
 
     def _reject(self, answers: Answers, rejected: npt.NDArray[np.bool_]) -> Answers:
         """Refuse the requests that have a rejected row; the answers of the others remain."""
@@ -379,6 +398,17 @@ class Pipeline:
         self.sink.refuse(request, error)
 
 
+_rows_of = itemgetter(Request._fields.index("rows"))
+_deadline_of = itemgetter(Request._fields.index("deadline"))
+_arrived_of = itemgetter(Request._fields.index("arrived"))
+
+
+def _somebody_left(requests: Sequence[Request], now: float) -> bool:
+    # A list costs less than a generator, and nobody has left but now and then.
+    left = [request for request in requests if request.caller.cancelled]
+    return bool(left) or min(map(_deadline_of, requests)) <= now
+
+
 def _ids(requests: Sequence[Request], index: int) -> Sequence[Id]:
     """The ids of all requests for one view of the plan, in order."""
     if len(requests) == 1:
@@ -417,7 +447,7 @@ def _report(answers: Answers, rows: int, batch: Batch, ran: Ran, moments: tuple[
         seen = statuses.get(binding.ref)  # the same view may stand under two aliases
         statuses[binding.ref] = codes if seen is None else np.concatenate((seen, codes))
     model = answers.model
-    arrived = [request.arrived for request in answers.requests]
+    arrived = list(map(_arrived_of, answers.requests))
     return BatchReport(
         model.name,
         model.version,

@@ -8,6 +8,7 @@ is written in place: overrides go into a copy of the block.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import itemgetter
 from typing import NamedTuple, NoReturn
 
 import numpy as np
@@ -21,6 +22,9 @@ from gateway.plan.matrix import Matrix, texts
 from gateway.plan.transform import Transform
 from gateway.records.errors import InvalidRequest, LimitExceeded
 from gateway.records.request import Array, Asked, Id, Override, Request
+
+_rows_of = itemgetter(Request._fields.index("rows"))
+_overrides_of = itemgetter(Request._fields.index("overrides"))
 
 
 class Binding(NamedTuple):
@@ -116,21 +120,19 @@ class FeaturePlan:
         `stored` has, per view, the cached rows of every id of every request, in order. `now_ms` is milliseconds since
         the epoch and decides which rows are stale.
         """
-        rows = sum([request.rows for request in requests])
-        blocks = [
-            np.frombuffer(b"".join(stored[index]), binding.view.layout.block_dtype)
-            for index, binding in enumerate(self.bindings)
-        ]
-        for index, block in enumerate(blocks):
+        rows = sum(map(_rows_of, requests))
+        blocks = []
+        statuses = []
+        for index, binding in enumerate(self.bindings):
+            block = np.frombuffer(b"".join(stored[index]), binding.view.layout.block_dtype)
             if len(block) != rows:
-                blocks[index] = np.repeat(block, _repeats(requests, index))
-                blocks[index].setflags(write=False)
-        statuses = [
-            apply_age(binding.view, block, now_ms) for binding, block in zip(self.bindings, blocks, strict=True)
-        ]
+                block = np.repeat(block, _repeats(requests, index))
+                block.setflags(write=False)
+            blocks.append(block)
+            statuses.append(apply_age(binding.view, block, now_ms))
         # Before the overrides: a value of the caller's does not make up for a row that a rejecting view has not.
         rejected = self._rejected(statuses)
-        if any(request.overrides for request in requests):
+        if any(map(_overrides_of, requests)):
             self._override(requests, blocks, statuses)
         context = [self._gather(requests, index) for index in range(len(self.context))]
         values = _Values(self, blocks, context, rows)

@@ -23,7 +23,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from featureclient.client import FeatureClient
 from featureclient.compute import Computer
 from featureclient.schema import Catalogue
-from featureclient.store.opening import open_store
 from featureclient.warmup import Warmer
 from gateway import transport
 from gateway.inference import ModelRepository
@@ -36,6 +35,7 @@ from gateway.server.http import HttpEndpoint, alive_page, metrics_page, ready_pa
 from gateway.server.readiness import Readiness
 from gateway.server.reflection import add_reflection
 from gateway.server.settings import Settings
+from gateway.server.stores import RefusalLog, open_rows
 from gateway.telemetry import Telemetry
 from headrace.v1 import features_pb2, features_pb2_grpc, prediction_pb2
 
@@ -82,8 +82,10 @@ class Gateway:
         models = await load_models(settings, catalogue)
         stack.callback(models.close)
 
-        store = open_store(settings.store)
-        events = FeatureEvents(telemetry.feature_event)
+        refusals = RefusalLog()
+        stack.callback(refusals.close)
+        store = open_rows(settings.store, catalogue, refusals)
+        events = FeatureEvents(telemetry.feature_event, telemetry.warmup_event)
         computer = await stack.enter_async_context(Computer(catalogue, settings.compute, on_event=events))
         client = await stack.enter_async_context(
             FeatureClient(catalogue, store, settings.features, computes=computer, on_event=events)

@@ -9,7 +9,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec
+from typing import TYPE_CHECKING, Any
 
 import click
 import grpc
@@ -21,8 +21,11 @@ from rich.table import Table
 from gateway.client import HeadraceClient, Prediction
 from gateway.server import settings as settings_file
 from gateway.server.command import CONFIG as _CONFIG
+from gateway.server.command import TARGET as _TARGET
 from gateway.server.command import command as _command
+from gateway.server.command import credentials as _credentials
 from gateway.server.command import stop as _stop
+from gateway.server.command import tls as _tls
 from gateway.server.features_cli import features
 
 if TYPE_CHECKING:
@@ -30,29 +33,6 @@ if TYPE_CHECKING:
 
 _FEATURE_ROWS_SHOWN = 6
 _PIPED_WIDTH = 160
-_P = ParamSpec("_P")
-_TARGET = click.option(
-    "--target", default="127.0.0.1:8500", show_default=True, help="The gateway: host:port or unix:/path."
-)
-
-
-def _tls(command: Callable[_P, None]) -> Callable[_P, None]:
-    """The options of a client of a gateway with TLS."""
-    file = click.Path(exists=True, dir_okay=False, path_type=Path)
-    for name, help_text in (
-        ("--key", "PEM: the key of --cert."),
-        ("--cert", "PEM: who we are, where the gateway asks for it."),
-        ("--ca", "PEM: who signed the gateway's certificate. Turns TLS on."),
-    ):
-        command = click.option(name, type=file, help=help_text)(command)
-    return command
-
-
-def _credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.ChannelCredentials | None:
-    if ca is None:
-        return None
-    read = [None if path is None else path.read_bytes() for path in (ca, key, cert)]
-    return grpc.ssl_channel_credentials(*read)
 
 
 @click.group()
@@ -116,12 +96,13 @@ async def load(config: Path, view: str, source: Path, on_bad_row: str, resume: b
     from featureclient.client import FeatureClient
     from featureclient.load import load_file
     from featureclient.schema import Catalogue
-    from featureclient.store.opening import open_store
+    from gateway.server.stores import RefusalLog, open_rows
 
     settings = settings_file.load(config)
     catalogue = Catalogue.load(settings.catalogue)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    async with FeatureClient(catalogue, open_store(settings.store), settings.features) as client:
+    store = open_rows(settings.store, catalogue, RefusalLog())
+    async with FeatureClient(catalogue, store, settings.features) as client:
         with Progress(*columns, console=Console(stderr=True)) as progress:
             task = progress.add_task(view, total=None)
             report = await load_file(

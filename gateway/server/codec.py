@@ -101,6 +101,8 @@ class Encoder:
         self._head = pb.PredictResponse(
             model=model.name, version=model.version, variant=model.variant
         ).SerializeToString()
+        # A request without an id gets its prediction's, in hexadecimal digits.
+        self._own_id_head = _request_id_prefix(2 * _ID_BYTES) + ids.prefix.hex().encode()
         self._constant_size = not any(spec.dtype == "string" for spec in model.signature.outputs)
         self._skeletons: dict[tuple[int, tuple[tuple[int, ...], ...]], _Skeleton] = {}
 
@@ -109,19 +111,24 @@ class Encoder:
         start = 0
         for rows, run in groupby(answers.requests, _rows_of):
             requests = list(run)
-            span = slice(start, start + rows * len(requests))
-            bodies = self._block(answers, rows, len(requests), span)
+            numbers = self._ids.take(len(requests))
+            bodies = self._block(answers, rows, numbers, slice(start, start + rows * len(requests)))
+            named = numbers.astype(">u8").tobytes().hex().encode()
             for index, request in enumerate(requests):
-                # The last bytes of a body are its prediction id.
                 body = bodies[index]
                 if request.outputs or request.return_features or not self._constant_size:
+                    # The last bytes of a body are its prediction id.
                     body = self._whole(answers, request, slice(start, start + rows)) + body[-_ID_FIELD_BYTES:]
-                request_id = request.request_id.encode() if request.request_id else body[-_ID_BYTES:].hex().encode()
-                yield request, body + _request_id_prefix(len(request_id)) + request_id
+                if request.request_id:
+                    request_id = request.request_id.encode()
+                    yield request, body + _request_id_prefix(len(request_id)) + request_id
+                else:
+                    yield request, body + self._own_id_head + named[16 * index : 16 * index + 16]
                 start += rows
 
-    def _block(self, answers: Answers, rows: int, count: int, span: slice) -> list[bytes]:
-        """The answers to `count` requests of `rows` rows, without their request ids."""
+    def _block(self, answers: Answers, rows: int, numbers: npt.NDArray[np.uint64], span: slice) -> list[bytes]:
+        """The answers to requests of `rows` rows, one for each prediction id, without their request ids."""
+        count = len(numbers)
         outputs = answers.outputs if self._constant_size else ()
         shapes = tuple([output.shape[1:] for output in outputs])
         skeleton = self._skeletons.get((rows, shapes))
@@ -135,7 +142,7 @@ class Encoder:
         for index, codes in enumerate(assembled.statuses):
             block[f"status{index}"] = codes[span].reshape(count, rows)
             block[f"age{index}"] = assembled.ages_ms[index][span].reshape(count, rows)
-        block["number"] = self._ids.take(count)
+        block["number"] = numbers
         filled, size = bytes(data), len(skeleton.blank)
         return [filled[at : at + size] for at in range(0, count * size, size)]
 

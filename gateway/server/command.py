@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn, ParamSpec
 
 import click
+import grpc
 import uvloop
 
 from featureclient.schema import FeatureError
@@ -20,6 +21,10 @@ CONFIG = click.option(
     default=Path("headrace.yaml"),
     show_default=True,
     help="The settings file. examples/flights/headrace.yaml is one.",
+)
+
+TARGET = click.option(
+    "--target", default="127.0.0.1:8500", show_default=True, help="The gateway: host:port or unix:/path."
 )
 
 
@@ -42,3 +47,23 @@ def stop(message: str) -> NoReturn:
     """End with a message and the exit status 1."""
     click.echo(f"headrace: {message}", err=True)
     sys.exit(1)
+
+
+def tls(command: Callable[_P, None]) -> Callable[_P, None]:
+    """The options of a client of a gateway with TLS."""
+    file = click.Path(exists=True, dir_okay=False, path_type=Path)
+    for name, help_text in (
+        ("--key", "PEM: the key of --cert."),
+        ("--cert", "PEM: who we are, where the gateway asks for it."),
+        ("--ca", "PEM: who signed the gateway's certificate. Turns TLS on."),
+    ):
+        command = click.option(name, type=file, help=help_text)(command)
+    return command
+
+
+def credentials(ca: Path | None, cert: Path | None, key: Path | None) -> grpc.ChannelCredentials | None:
+    """What `tls` has read; None without TLS."""
+    if ca is None:
+        return None
+    read = [None if path is None else path.read_bytes() for path in (ca, key, cert)]
+    return grpc.ssl_channel_credentials(*read)

@@ -10,10 +10,11 @@ _log = logging.getLogger(__name__)
 
 
 class FeatureEvents:
-    """Takes the events of the client, the computer and the warmer; `count` counts those of the first two."""
+    """Takes the events of the client and the computer, which `count` counts, and the warmer's (`count_warmup`)."""
 
-    def __init__(self, count: Callable[[Event], None]) -> None:
+    def __init__(self, count: Callable[[Event], None], count_warmup: Callable[[WarmupEvent], None]) -> None:
         self._count = count
+        self._count_warmup = count_warmup
 
     def __call__(self, event: Event) -> None:
         """An event of the client or of the computer."""
@@ -30,6 +31,7 @@ class FeatureEvents:
 
     def warmed(self, event: WarmupEvent) -> None:
         """An event of the warmer."""
+        self._count_warmup(event)
         match event:
             case WarmingEnded(why="off"):
                 pass

@@ -33,7 +33,7 @@ from featureclient.feast.registry import STRING_BYTES, Imported, ImportOptions, 
 from featureclient.schema import Catalogue, ConfigError, View
 from featureclient.store import OnlineStore, StoreError
 from gateway.server import settings as settings_file
-from gateway.server.command import CONFIG, command, stop
+from gateway.server.command import CONFIG, TARGET, command, credentials, stop, tls
 from gateway.server.pins import pins_of
 from gateway.server.settings import Settings
 
@@ -49,7 +49,7 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 @click.group()
 def features() -> None:
-    """Feature views: look at them, compare catalogues, check a change, drop and combine stored rows."""
+    """Feature views: look at them, compare catalogues, check a change, drop and combine stored rows, warm a gateway."""
 
 
 @features.command("list")
@@ -177,6 +177,8 @@ async def drop(config: Path, view: str, dry_run: bool, yes: bool, rows_per_s: fl
     name, at, version = view.partition("@")
     if found is None and not (name.isidentifier() and at and version.isdecimal()):
         stop(f"{view!r} is not a view version, as plane_stats@1 is")
+    if found is not None and found.feast is not None:
+        stop(f"{view}: Feast writes these rows, and here they are read only; delete them with Feast")
     models = pins.get(view, {})
     if models and not dry_run:
         stop(f"{view} is pinned by {', '.join(models)}; move the models to another version first")
@@ -186,7 +188,7 @@ async def drop(config: Path, view: str, dry_run: bool, yes: bool, rows_per_s: fl
     if rows_per_s <= 0:
         raise click.BadParameter("has to be above 0", param_hint="--rows-per-s")
     pattern = row_pattern(found, view, catalogue.namespace)
-    async with _store(settings) as store:
+    async with _store(settings, catalogue) as store:
         total = await count_rows(store, pattern)
         click.echo(f"{view}: {total:,} rows are stored")
         if dry_run or not total:
@@ -214,7 +216,7 @@ async def combine(config: Path, view: str) -> None:
     from featureclient.load.combining import combine_all
 
     settings, catalogue, _ = _opened(config)
-    async with _store(settings) as store, FeatureClient(catalogue, store, settings.features) as client:
+    async with _store(settings, catalogue) as store, FeatureClient(catalogue, store, settings.features) as client:
         with _progress() as progress:
             task = progress.add_task(f"combine {view}", total=None)
             done = await combine_all(
@@ -275,6 +277,57 @@ async def import_feast(
     click.echo(f"{len(imported.views)} views: {', '.join(imported.views)}", err=True)
 
 
+@features.command()
+@CONFIG
+@TARGET
+@tls
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--view", help="The view of all ids in the file. Without it, each line names its own.")
+@click.option("--timeout-s", default=10.0, show_default=True, help="How long a batch may take.")
+@command
+async def warm(
+    *,
+    config: Path,
+    target: str,
+    file: Path,
+    view: str | None,
+    timeout_s: float,
+    ca: Path | None,
+    cert: Path | None,
+    key: Path | None,
+) -> None:
+    """Warm a running gateway from a FILE of ids: text, CSV, JSON lines or Parquet.
+
+    Exits with 1 when a line is wrong or an id could not be read. An id that has no row is no error.
+    """
+    from featureclient.warmup import IdFile
+    from gateway.client import HeadraceClient
+    from gateway.server.warming import BATCH_IDS_MAX, warm_gateway
+
+    settings = settings_file.load(config)
+    batch_ids = min(BATCH_IDS_MAX, settings.predict.rows_max)
+    pieces = IdFile(file, Catalogue.load(settings.catalogue), view, piece_ids=batch_ids).pieces()
+    async with HeadraceClient(target, credentials=credentials(ca, cert, key)) as client:
+        with _progress() as progress:
+            task = progress.add_task(f"warm {target}", total=None)
+            warmed = await warm_gateway(
+                client,
+                pieces,
+                batch_ids=batch_ids,
+                timeout_s=timeout_s,
+                progress=lambda done: progress.update(task, completed=done),
+            )
+            progress.update(task, total=warmed.ids)
+    for bad in warmed.bad_lines:
+        click.echo(f"bad {bad}", err=True)
+    views = ", ".join(f"{ref} {count:,}" for ref, count in warmed.by_view.items())
+    click.echo(f"{warmed.ids:,} ids: {warmed.there:,} have a row" + (f" ({views})" if len(warmed.by_view) > 1 else ""))
+    if not warmed.complete:
+        problems = [f"{warmed.bad_lines_total:,} bad lines"] if warmed.bad_lines_total else []
+        problems += [f"{warmed.unread:,} ids could not be read in time"] if warmed.unread else []
+        stop("; ".join([*problems, *([warmed.why] if warmed.why else [])]))
+
+
 def _imported(registry: Path, options: ImportOptions, out: Path | None) -> Imported:
     """Import, see that the catalogue is one, and write it: to stdout where there is no file."""
     imported = import_registry(registry.read_bytes(), options, file=str(registry))
@@ -301,10 +354,10 @@ def _opened(config: Path) -> tuple[Settings, Catalogue, Pins]:
 
 
 @asynccontextmanager
-async def _store(settings: Settings) -> "AsyncIterator[OnlineStore]":
-    from featureclient.store.opening import open_store
+async def _store(settings: Settings, catalogue: Catalogue) -> "AsyncIterator[OnlineStore]":
+    from gateway.server.stores import RefusalLog, open_rows
 
-    store = open_store(settings.store)
+    store = open_rows(settings.store, catalogue, RefusalLog())
     try:
         yield store
     finally:
@@ -316,7 +369,7 @@ async def _stored(
 ) -> tuple[dict[str, StoredRows], list[Finding]]:
     """What is stored of every view, by the layouts that are known of it before and after."""
     stored: dict[str, StoredRows] = {}
-    async with _store(settings) as store:
+    async with _store(settings, catalogue) as store:
         try:
             for ref in dict.fromkeys([*catalogue.views, *(old.views if old is not None else ())]):
                 view = catalogue.views.get(ref) or (old or catalogue).view(ref)

@@ -79,7 +79,8 @@ class Forms:
 class Form:
     """One request with holes. `around` cuts out what is not a hole, and `fixed` is what that gives of this request."""
 
-    __slots__ = ("_columns", "_context", "_holes", "_request_id", "_rest", "around", "fixed", "model")  # fmt: skip
+    __slots__ = ("_columns", "_context", "_holes", "_only", "_request_id", "_rest",
+                 "around", "fixed", "model")  # fmt: skip
 
     @classmethod
     def of(cls, payload: bytes, model: Model, request: Request) -> "Form | None":
@@ -106,18 +107,26 @@ class Form:
         self._columns = [_column(binding, places, integers) for binding in model.plan.bindings]
         self._context = [_place(places, ("context", column.name)) for column in model.plan.context]
         self._request_id = places.get(("request_id", ""))
+        # The usual small request: one string, for one view.
+        usual = len(spans) == 1 and len(self._columns) == 1 and not integers
+        self._only = slice(*spans[0]) if usual else None
         self._rest = (request.overrides, request.outputs, request.return_features)
 
     def request(self, caller: Caller, payload: bytes | memoryview, arrived: float, deadline: float) -> Request | None:
         """The request of a payload that fits. None when a hole holds what it may not; `codec` finds what to say."""
-        holes = self._holes(payload)
         at = self._request_id
+        request_id = ""
+        context: tuple[bytes, ...] = ()
         try:
-            request_id = "" if at is None else _text(holes[at])
-            ids = tuple([column(holes) for column in self._columns])
+            if self._only is not None:
+                ids: tuple[Sequence[Id], ...] = ([str(payload[self._only], "utf-8")],)
+            else:
+                holes = self._holes(payload)
+                request_id = "" if at is None else _text(holes[at])
+                ids = tuple([column(holes) for column in self._columns])
+                context = tuple([holes[place] for place in self._context])
         except ValueError:
             return None
-        context = tuple([holes[place] for place in self._context])
         # What the constructor does, without the call of a Python function.
         return tuple.__new__(
             Request, (caller, self.model.name, request_id, arrived, deadline, 1, ids, context, *self._rest)

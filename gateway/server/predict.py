@@ -70,14 +70,18 @@ class PredictHandler:
     def on_calls(self, calls: list[Call]) -> None:
         """Decode what has arrived and hand it over, model by model."""
         by_model: dict[Model, list[Request]] = {}
-        forms = self._forms
+        find = self._forms.find
         for call in calls:
-            form = forms.find(call.payload)
-            request = None if form is None else form.request(call, call.payload, call.arrived, self._deadline(call))
-            if form is not None and request is not None:
-                by_model.setdefault(form.model, []).append(request)
-            else:
-                self._decode(call, by_model)
+            payload, deadline = call.payload, call.deadline
+            form = find(payload)
+            if form is not None:
+                if deadline == math.inf:
+                    deadline = self._deadline(call)
+                request = form.request(call, payload, call.arrived, deadline)
+                if request is not None:
+                    by_model.setdefault(form.model, []).append(request)
+                    continue
+            self._decode(call, by_model)
         for model, requests in by_model.items():
             self._pipeline.accept(model, requests)  # type: ignore[union-attr]  # without one no call gets here
 

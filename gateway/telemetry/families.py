@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from featureclient.cache import CacheSnapshot
 from featureclient.schema import status
 from gateway.telemetry.histogram import Histogram
-from gateway.telemetry.tally import STAGES, UNKNOWN, ComputeTally, ModelTally, StoreTally, ViewTally
+from gateway.telemetry.tally import STAGES, UNKNOWN, ComputeTally, ModelTally, StoreTally, ViewTally, WarmupTally
 
 NONE = "none"
 """The label of a row whose status has no cause."""
@@ -126,7 +126,8 @@ def compute_families(computes: Mapping[str, ComputeTally], workers_lost: int) ->
     rows = CounterMetricFamily("headrace_computed_rows", "Rows that were computed.", labels=("view",))
     dropped = CounterMetricFamily(
         "headrace_compute_dropped_rows",
-        "Rows not computed (refused: breaker or the view's bound; ids: the client's bound) or not stored (write_back).",
+        "Rows not computed (refused: breaker or the view's bound; ids: the client's bound), not stored (write_back) "
+        "or none of the view's (invalid).",
         labels=("view", "what"),
     )
     duration = HistogramMetricFamily("headrace_compute_duration_seconds", "Runs that gave rows.", labels=("view",))
@@ -143,6 +144,21 @@ def compute_families(computes: Mapping[str, ComputeTally], workers_lost: int) ->
         "Worker processes that ended or were killed, and were replaced.",
         value=workers_lost,
     )
+
+
+def warmup_families(warmup: WarmupTally) -> Iterator[Metric]:
+    """Rows that were read before anybody asked."""
+    rows = CounterMetricFamily(
+        "headrace_warmed_rows", "Rows that warmings have cached: the hottest, and those of files.", labels=("source",)
+    )
+    saves = CounterMetricFamily(
+        "headrace_hot_counts_saves", "Times that the counts of hot ids were saved, or not.", labels=("result",)
+    )
+    for source, count in warmup.rows.copy().items():
+        rows.add_metric((source,), count)
+    for result, count in warmup.saves.copy().items():
+        saves.add_metric((result,), count)
+    yield from (rows, saves)
 
 
 def cache_families(caches: Mapping[str, CacheSnapshot]) -> Iterator[Metric]:

@@ -22,6 +22,7 @@ from featureclient.events import (
     StoreWrite,
     Watched,
 )
+from featureclient.warmup import CountsSaved, WarmingEnded, WarmupEvent
 from featureclient.wire.reader import REASONS
 from gateway.records.report import BatchReport, FailureReport
 from gateway.telemetry.histogram import FEW_VALUES, Histogram, decades
@@ -55,6 +56,10 @@ STAGES = ("wait", "assemble", "run", "reply")
 
 REQUEST_BOUNDS_S = (*decades(-4, -1, (1, 1.5, 2, 3, 5, 7)), 1.0, 2.0, 5.0, 10.0, 30.0)
 STAGE_BOUNDS_S = (5e-6, *decades(-5, -1, (1, 2, 5)), 1.0, 2.0, 5.0, 10.0)
+FAILED = "failed"
+HOT = "hot"
+"""The source of a warming by counts; any other is a file."""
+FILE = "file"
 COMPUTE_ERRORS = ("ComputeFailed", "ComputeTimedOut", "InvalidTable")
 """Results of a run beside OK; others are counted as `other`."""
 COMPUTE_BOUNDS_S = (*decades(-3, 0, (1, 2, 5)), 10.0)
@@ -142,8 +147,9 @@ class ComputeTally:
         self.results = dict.fromkeys((OK, *COMPUTE_ERRORS, OTHER), 0)
         self.duration = Histogram(COMPUTE_BOUNDS_S)
         self.rows = 0
-        self.dropped = {"refused": 0, "ids": 0, "write_back": 0}
-        """Ids that the view's breaker or bound refused, ids beyond the client's bound, rows that were not stored."""
+        self.dropped = {"refused": 0, "ids": 0, "write_back": 0, "invalid": 0}
+        """Ids that the view's breaker or bound refused, ids beyond the client's bound, rows that were not stored, rows
+        that are none of the view's."""
 
     def add(self, run: ComputeRun) -> None:
         """Add a run."""
@@ -184,6 +190,24 @@ class StoreTally:
         self.watch_losses = 0
 
 
+class WarmupTally:
+    """Rows that were cached before anybody asked, by where their ids came from, and how saving the counts went."""
+
+    __slots__ = ("rows", "saves")
+
+    def __init__(self) -> None:
+        self.rows = {HOT: 0, FILE: 0}
+        self.saves = {OK: 0, FAILED: 0}
+
+    def add(self, event: WarmupEvent) -> None:
+        """Add what the warmer did."""
+        match event:
+            case WarmingEnded():
+                self.rows[HOT if event.source == HOT else FILE] += event.cached
+            case CountsSaved():
+                self.saves[OK if event.error is None else FAILED] += 1
+
+
 class Tally:
     """All counts of the process."""
 
@@ -193,6 +217,7 @@ class Tally:
         self.store = StoreTally()
         self.computes: Labelled[ComputeTally] = Labelled(ComputeTally, VIEWS_MAX)
         self.workers_lost = 0
+        self.warmup = WarmupTally()
 
     def expect(self, model: str, views: Iterable[str]) -> None:
         """Make the entries of a model and its views, at zero."""

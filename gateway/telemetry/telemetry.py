@@ -22,6 +22,7 @@ from prometheus_client.exposition import choose_encoder
 
 from featureclient.cache import CacheSnapshot
 from featureclient.events import Event
+from featureclient.warmup import WarmupEvent
 from gateway.records.report import BatchReport, FailureReport
 from gateway.telemetry import families
 from gateway.telemetry.tally import Tally
@@ -73,6 +74,10 @@ class Telemetry:
         """Count what the feature client did; fits `FeatureClient(on_event=…)`."""
         self._tally.feature_event(event)
 
+    def warmup_event(self, event: WarmupEvent) -> None:
+        """Count what the warmer did; fits `Warmer(on_event=…)`."""
+        self._tally.warmup.add(event)
+
     def watch_caches(self, snapshot: Callable[[], Mapping[str, CacheSnapshot]]) -> None:
         """Show the caches that `snapshot` gives, by view. It is called in the thread of the scrape."""
         self._caches.append(snapshot)
@@ -102,6 +107,7 @@ class Telemetry:
         yield from families.view_families(tally.views.copy())
         yield from families.store_families(tally.store)
         yield from families.compute_families(tally.computes.copy(), tally.workers_lost)
+        yield from families.warmup_families(tally.warmup)
         yield from families.cache_families(self._read_caches())
         for gauge in tuple(self._gauges.values()):
             value = self._read(gauge.name, gauge.read)

@@ -85,10 +85,10 @@ class TransportOptions:
     is no longer an error."""
     backlog: int = 4_096
     """Connections the kernel holds for us before they are accepted (it caps this at net.core.somaxconn)."""
-    busy_poll_us: int = 0
+    busy_poll_us: int = 100
     """After a pass with one or two calls, how long the event loop looks for more without sleeping, in microseconds. It
-    saves a lone caller the time in which a sleeping core wakes up, and costs that much CPU a call at most, none while
-    nobody calls. 0 turns it off. The grpcio transport has no such thing."""
+    saves a lone caller the time in which a sleeping core wakes up and its caches fill, and costs that much CPU a call
+    at most, none while nobody calls. 0 turns it off. The grpcio transport has no such thing."""
     tls: TlsOptions | None = None
     """Certificates; without them the transport speaks plain HTTP/2."""
 

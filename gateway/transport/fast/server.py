@@ -271,9 +271,8 @@ class FastTransport:
     def _run(self) -> None:
         """One pass: hand over what has arrived, then send what is answered."""
         now = time.monotonic()
-        if self._arrived or self._compressed:
-            if self.options.busy_poll_us and len(self._arrived) <= _LONE_CALLS:
-                self._busy_poll(now)
+        calls = len(self._arrived)
+        if calls or self._compressed:
             self._dispatch(now)
         # Calls that are answered from now on need a pass of their own.
         self._scheduled = False
@@ -285,10 +284,12 @@ class FastTransport:
         self.admission.observe(now)
         if self._deadlines.next_due() < self._alarm_at:
             self._set_alarm(now)
+        if 0 < calls <= _LONE_CALLS and self.options.busy_poll_us:
+            self._busy_poll()
 
-    def _busy_poll(self, now: float) -> None:
+    def _busy_poll(self) -> None:
         """Keep the loop from sleeping for a moment: what a lone caller sends next finds it awake, its caches warm."""
-        self._poll_until = now + self.options.busy_poll_us * 1e-6
+        self._poll_until = time.monotonic() + self.options.busy_poll_us * 1e-6
         if not self._polling:
             self._polling = True
             self.loop.call_soon(self._poll)

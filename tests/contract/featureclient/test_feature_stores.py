@@ -58,6 +58,7 @@ async def test_values_come_in_the_order_of_their_keys(store: OnlineStore) -> Non
     await store.ping()
     assert await store.write([b"a", b"b"], [row(1, "a"), row(1, "b")], event_ms_max=LATEST) == 2
     assert await store.read([b"b", b"x", b"a", b"b"]) == [row(1, "b"), None, row(1, "a"), row(1, "b")]
+    assert await store.read_primary([b"b", b"x", b"a", b"b"]) == [row(1, "b"), None, row(1, "a"), row(1, "b")]
     assert await store.delete([b"a", b"x"]) == 1
     assert await store.delete([]) == 0
     assert await store.read([b"a"]) == [None]

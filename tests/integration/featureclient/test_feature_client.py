@@ -13,6 +13,7 @@ import redis.asyncio
 
 from featureclient.cache import CacheOptions
 from featureclient.client import Ask, ClientOptions, FeatureClient
+from featureclient.client.reading import FEW_KEYS
 from featureclient.events import Event, ReadShed, RowInvalid, StoreRead, StoreWrite
 from featureclient.schema import Catalogue, Id, InvalidId, InvalidTable, UnknownView, View, status
 from featureclient.schema.status import describe
@@ -354,3 +355,43 @@ async def test_a_client_that_is_not_open_says_so(redis_url: str) -> None:
         await client.read(PLANE, ["a"])
     assert "closed" in repr(client)
     await client.close()
+
+
+async def test_beside_a_read_few_keys_wait_for_more_but_not_for_long(open_more: Open) -> None:
+    opened = open_more(reads_in_flight_max=2, cache=CacheOptions(enabled=False))
+    async with opened.client as client:
+        await client.read(PLANE, ["connected"])
+        read, first_is_answered = client.store.read, asyncio.Event()
+        begun: list[int] = []
+
+        async def slow(keys: Sequence[bytes]) -> "list[bytes | None]":
+            begun.append(len(keys))
+            if len(begun) == 1:
+                await first_is_answered.wait()
+            return await read(keys)
+
+        client.store.read = slow  # type: ignore[method-assign]  # a seam in time, not in what is done
+        waiting = [opened.fetch(["first"])[1]]
+        await asyncio.sleep(0)
+        waiting.append(opened.fetch(["few"])[1])
+        await asyncio.sleep(0)
+        assert begun == [1]
+        await asyncio.wait_for(waiting[1], LONG_S)  # although the first is still under way
+        assert begun == [1, 1]
+        waiting.append(opened.fetch([f"many{i}" for i in range(40)])[1])
+        await asyncio.wait_for(waiting[2], LONG_S)
+        assert begun == [1, 1, 40]
+        first_is_answered.set()
+        await asyncio.wait_for(waiting[0], LONG_S)
+
+
+async def test_many_keys_do_not_wait_beside_a_read(open_more: Open) -> None:
+    opened = open_more(reads_in_flight_max=2, cache=CacheOptions(enabled=False))
+    async with opened.client as client:
+        await client.read(PLANE, ["connected"])
+        first, second = opened.fetch(["first"]), opened.fetch([f"b{i}" for i in range(3)])
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        third = opened.fetch([f"c{i}" for i in range(FEW_KEYS)])
+        await asyncio.gather(first[1], second[1], third[1])
+        assert opened.reads()[-2:] == [4, FEW_KEYS]

@@ -321,6 +321,7 @@ async def test_batches_of_any_size_inline_or_threaded_give_the_same(
                 row = it.outcomes.scores[f"r{index}"]
                 # No rows are stored: price 9 weighs 0.5, age -1 weighs 1.25, and the hour 0.1.
                 np.testing.assert_allclose(row, [4.5 - 1.25 + 0.1 * index] * 4, rtol=1e-5, err_msg=f"{pass_number}")
+        await asyncio.sleep(0)  # reports come behind the answers
         assert {report.threaded for report in it.outcomes.reports} == {inline_max_us == 0}
         assert sum(report.rows for report in it.outcomes.reports) == 160
         assert it.pipeline.rows_in_flight == 0

@@ -116,6 +116,51 @@ def request(user: str = "ann", item: int = 5, hour: float = 1.0, **more: Any) ->
     )
 
 
+def another_id(made: pb.PredictRequest, number: int) -> None:
+    made.entities[0].strings.values.append("another")
+
+
+def text_for_a_number(made: pb.PredictRequest, number: int) -> None:
+    made.entities[1].strings.values.append(str(number))
+
+
+def other_dtype(made: pb.PredictRequest, number: int) -> None:
+    made.context[0].CopyFrom(from_array("hour", np.array([2], ["f8", "f2", "i4", "?"][number % 4])))
+
+
+def column_left_out(made: pb.PredictRequest, number: int) -> None:
+    del made.entities[number % 2]
+
+
+def column_twice(made: pb.PredictRequest, number: int) -> None:
+    made.entities.append(made.entities[0])
+
+
+def contents_for_raw(made: pb.PredictRequest, number: int) -> None:
+    made.context[0].raw = b""
+    made.context[0].contents.floats.append(0.5)
+
+
+def versioned(made: pb.PredictRequest, number: int) -> None:
+    made.version = number % 4
+
+
+def some_outputs(made: pb.PredictRequest, number: int) -> None:
+    made.outputs.append(["score", "no"][number % 2])
+
+
+def with_features(made: pb.PredictRequest, number: int) -> None:
+    made.return_features = True
+
+
+def overridden(made: pb.PredictRequest, number: int) -> None:
+    made.overrides.append(from_array("user.a", np.array([number % 5], np.float32)))
+
+
+ODDITIES = (
+    *(another_id, text_for_a_number, other_dtype, column_left_out, column_twice),
+    *(contents_for_raw, versioned, some_outputs, with_features, overridden),
+)
 INT64 = st.integers(-(2**63), 2**63 - 1) | st.integers(-300, 300)
 
 
@@ -124,28 +169,9 @@ def requests(draw: st.DrawFn) -> pb.PredictRequest:
     """Mostly requests of one row; some have several, wrong dtypes, missing or doubled columns, and other oddities."""
     made = request(draw(st.text(max_size=4)), draw(INT64), draw(st.floats(width=32)))
     made.request_id = draw(st.sampled_from(["", "", "abc", "éa", "too long to be true"]))
-    odd = draw(st.integers(0, 12))
-    if odd == 0:
-        made.entities[0].strings.values.append("another")
-    elif odd == 1:
-        made.entities[1].strings.values.append(str(draw(INT64)))
-    elif odd == 2:
-        made.context[0].CopyFrom(from_array("hour", np.array([2], draw(st.sampled_from(["f8", "f2", "i4", "?"])))))
-    elif odd == 3:
-        del made.entities[draw(st.integers(0, 1))]
-    elif odd == 4:
-        made.entities.append(made.entities[0])
-    elif odd == 5:
-        made.context[0].raw = b""
-        made.context[0].contents.floats.append(0.5)
-    elif odd == 6:
-        made.version = draw(st.integers(0, 3))
-    elif odd == 7:
-        made.outputs.append(draw(st.sampled_from(["score", "no"])))
-    elif odd == 8:
-        made.return_features = True
-    elif odd == 9:
-        made.overrides.append(from_array("user.a", np.array([draw(st.floats(width=32))], np.float32)))
+    change = draw(st.sampled_from([*ODDITIES, None, None]))
+    if change is not None:
+        change(made, draw(INT64))
     return made
 
 

@@ -24,7 +24,6 @@ class Rig:
         self.shed = 0
 
     def fetch(self, *ids: Id) -> Fetch:
-        rows: list[bytes | None] = [None] * len(ids)
         return self.fetch_for([0] * len(ids), *ids)
 
     def fetch_for(self, callers: list[int], *ids: Id) -> Fetch:

@@ -320,3 +320,36 @@ class TestAssemble:
         rejected = plan.assemble([overriding], [[row(view, code=status.MISSING | status.ABSENT)]], NOW_MS).rejected
         assert rejected is not None
         assert rejected.all()
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_columns_land_where_the_manifest_says_in_any_order(seed: int) -> None:
+    """Whole runs, slices with and without steps, and so many pieces that index arrays copy them."""
+    noise = np.random.default_rng(seed)
+    names = [f"c{i}" for i in range(40)]
+    dtypes = noise.choice(["float32", "int32", "float32[3]"] if seed % 2 else ["float32"], 40).tolist()
+    columns = ", ".join(f'{name}: "{dtype}"' for name, dtype in zip(names, dtypes, strict=True))
+    catalogue = Catalogue.parse(
+        f"entities: {{e: {{k: string}}}}\nviews: {{v@1: {{entity: e, columns: {{{columns}}}}}}}"
+    )
+    step = int(noise.integers(1, 4))
+    chosen = [names, names[::step], noise.permutation(names).tolist(), names[3:20]][seed % 4]
+    width = sum(3 if dtypes[names.index(name)].endswith("]") else 1 for name in chosen)
+    graph = [TensorSpec("x", "float32", (None, width))]
+    manifest = Manifest.model_validate(
+        {"name": "m", "views": {"v": {"view": "v@1"}}, "inputs": {"x": [f"v.{name}" for name in chosen]}}
+    )
+    plan = compile_plan(manifest, catalogue, Signature(tuple(graph), (SCORE,)), resolve)
+    view = catalogue.view("v@1")
+    block = np.zeros(5, view.layout.block_dtype)
+    expected = []
+    for name in chosen:
+        run, start, size = view.layout.places[name]
+        values = noise.integers(-1000, 1000, (5, size))
+        block[run][:, start : start + size] = values
+        expected.append(values)
+    stored = [block[i : i + 1].tobytes() for i in range(5)]
+    requests = [Request(Waiting(), "m", "", 0.0, 1e9, 1, (["a"],), (), (), (), False) for _ in range(5)]
+    inputs = plan.assemble(requests, [stored], NOW_MS).inputs["x"]
+    np.testing.assert_array_equal(inputs, np.concatenate(expected, axis=1).astype(np.float32))
+    assert inputs.flags.c_contiguous

@@ -7,8 +7,9 @@ from prometheus_client.openmetrics import parser as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
 from featureclient.cache import CacheSnapshot
-from featureclient.events import ReadShed, RowInvalid, StoreRead, StoreWrite
+from featureclient.events import ComputeDropped, ReadShed, RowInvalid, StoreRead, StoreWrite
 from featureclient.schema import status
+from featureclient.warmup import CountsSaved, ScheduleSkipped, WarmingAdvanced, WarmingEnded
 from gateway.records.report import BatchReport, FailureReport
 from gateway.telemetry import Telemetry
 from gateway.telemetry.tally import CODES, MODELS_MAX
@@ -132,6 +133,35 @@ def test_events_of_the_store() -> None:
     assert value(telemetry, "headrace_invalid_rows_total", view="plane@1", reason="crc") == 2
     assert value(telemetry, "headrace_invalid_rows_total", view="plane@1", reason="other") == 1
     assert value(telemetry, "headrace_invalid_rows_total", view="plane@1", reason="length") == 0
+
+
+def test_events_of_the_warmer() -> None:
+    telemetry = Telemetry()
+    for source in ("hot", "file"):
+        assert value(telemetry, "headrace_warmed_rows_total", source=source) == 0
+    assert value(telemetry, "headrace_hot_counts_saves_total", result="OK") == 0
+    ended = WarmingEnded("hot", "done", ids=10, cached=7, failures=0, bad_lines=0, seconds=0.1)
+    for event in (
+        WarmingAdvanced("hot", "plane@1", ids=10, cached=7),
+        ended,
+        WarmingEnded("/data/a.csv", "budget", ids=5, cached=5, failures=0, bad_lines=1, seconds=0.1),
+        WarmingEnded("/data/b.csv", "failed", ids=0, cached=1, failures=3, bad_lines=0, seconds=0.1),
+        CountsSaved(bytes=100, seconds=0.01, error=None),
+        CountsSaved(bytes=100, seconds=0.01, error=None),
+        CountsSaved(bytes=0, seconds=0.01, error="StoreUnavailable"),
+        ScheduleSkipped("0 6 * * *", 1),
+    ):
+        telemetry.warmup_event(event)
+    assert value(telemetry, "headrace_warmed_rows_total", source="hot") == 7
+    assert value(telemetry, "headrace_warmed_rows_total", source="file") == 6
+    assert value(telemetry, "headrace_hot_counts_saves_total", result="OK") == 2
+    assert value(telemetry, "headrace_hot_counts_saves_total", result="failed") == 1
+
+
+def test_a_computed_row_that_does_not_fit_is_counted() -> None:
+    telemetry = Telemetry()
+    telemetry.feature_event(ComputeDropped("plane@1", "invalid", 3))
+    assert value(telemetry, "headrace_compute_dropped_rows_total", view="plane@1", what="invalid") == 3
 
 
 def test_caches_are_read_when_scraped() -> None:
