@@ -8,22 +8,26 @@ from typing import TypeAlias
 class StoreRead:
     """One read of the store, of one or more views.
 
-    `found` counts the keys that had a value. `error` is None, or the kind of trouble (the name of an exception class).
+    `found` counts the keys that had a value. `error` is None, or the kind of trouble (the name of an exception class),
+    and `why` what it says.
     """
 
     keys: int
     found: int
     seconds: float
     error: str | None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class StoreWrite:
-    """One write or delete. `error` is None, or the kind of trouble (the name of an exception class)."""
+    """One write or delete. `error` is None, or the kind of trouble (the name of an exception class), and `why` what it
+    says."""
 
     rows: int
     seconds: float
     error: str | None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)

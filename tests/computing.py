@@ -66,6 +66,22 @@ def dies(tailnum: Any) -> dict[str, Any]:
     os._exit(7)
 
 
+def leaves(tailnum: Any) -> dict[str, Any]:
+    """Raises what is meant to end a process, as its first id says."""
+    if tailnum[0] in _ENDS:
+        raise _ENDS[tailnum[0]]("enough")
+    return who(tailnum)
+
+
+async def leaves_later(tailnum: Any) -> dict[str, Any]:
+    """The same, of an async function."""
+    await asyncio.sleep(0)
+    return leaves(tailnum)
+
+
+_ENDS = {"exit": SystemExit, "interrupt": KeyboardInterrupt, "cancel": asyncio.CancelledError}
+
+
 def prints(tailnum: Any) -> dict[str, Any]:
     """Says something."""
     print("said by a function", flush=True)

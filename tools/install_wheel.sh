@@ -1,6 +1,6 @@
 #!/bin/sh
 # install_wheel.sh SOURCE TARGET: builds the wheel of SOURCE and installs it into a new virtual environment at TARGET,
-# with Arrow, so that `headrace load` reads files.
+# with Arrow, so that `headrace load` reads files, and DuckDB, which the example computes rows with.
 # The Dockerfile runs this, and tools/image_steps.sh runs it where there is no Docker.
 set -eu
 source=$1
@@ -12,4 +12,4 @@ pip() {
     "$target/bin/python" -m pip --disable-pip-version-check --no-cache-dir --quiet "$@"
 }
 pip wheel --no-deps --wheel-dir "$target/wheel" "$source"
-pip install "$(echo "$target"/wheel/headrace-*.whl)[arrow]"
+pip install "$(echo "$target"/wheel/headrace-*.whl)[arrow,duckdb]"

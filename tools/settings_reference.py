@@ -21,9 +21,10 @@ HEAD = """\
 # Configuration
 
 `headrace serve --config headrace.yaml` reads one YAML file. Relative paths are relative to that file. A field in the
-environment wins: `HEADRACE_` and the path of the field with `__` between its parts, the value as YAML, for example
-`HEADRACE_STORE__URL=redis://cache:6379/0` or `HEADRACE_GRPC__LISTEN='["0.0.0.0:8500"]'`. What is unknown or wrong is
-reported with file, line and field, all at once, and the server does not start.
+environment wins: `HEADRACE_` and the path of the field with `__` between its parts. Where the field is a string, the
+value is taken as it is, without quotes: `HEADRACE_STORE__URL=redis://cache:6379/0`, and any password. Elsewhere it is
+YAML: `HEADRACE_GRPC__LISTEN='["0.0.0.0:8500"]'`. What is unknown or wrong is reported with file, line and field, all at
+once, and the server does not start.
 
 This page is written by `make settings-reference`.
 """

@@ -16,6 +16,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -32,7 +33,7 @@ from featureclient.client.shared import Shared
 from featureclient.client.tier import Tier
 from featureclient.client.watching import Watching
 from featureclient.events import Event, StoreWrite
-from featureclient.schema import EVENT_TIME, Catalogue, Id, InvalidTable, View, status
+from featureclient.schema import EVENT_TIME, Catalogue, Id, InvalidId, InvalidTable, View, status
 from featureclient.store import OnlineStore, StoreError
 from featureclient.warmup import Sampler
 from featureclient.wire import EncodedRows, status_of
@@ -41,7 +42,8 @@ from featureclient.wire import EncodedRows, status_of
 class Ask(NamedTuple):
     """Rows of one view to be fetched: the Nones of `rows`, which is what `lookup` gave for `ids`.
 
-    `callers[i]` is the number of the caller who wants `rows[i]`; None when there is only one.
+    `callers[i]` is the number of the caller who wants `rows[i]`; None when there is only one. Each caller of a fetch
+    lacks at least one row: one who lacks nothing is not told of it alone.
     """
 
     view: View
@@ -57,6 +59,10 @@ class Written:
     written: int
     superseded: int
 
+
+COMBINE_TURNS_MAX = 20
+COMBINE_PAUSE_S = 0.02
+"""How often, and after how long at most, rows are combined again whose members others keep writing."""
 
 ROOM_SHARE = 0.95
 """How full a cache is when `room` says that it is full: evicting begins a little before the bound."""
@@ -137,7 +143,8 @@ class FeatureClient:
         await self._watching.close()
         await self._reading.close()
         await self._computing.close()
-        # Not before: what was computed is stored, and the combined rows that have it are made anew.
+        # Not before: what was computed is stored, and the combined rows that have what was written are made anew.
+        await asyncio.gather(*self._writes, return_exceptions=True)
         self._takes_writes = False
         await asyncio.gather(*self._writes, return_exceptions=True)
         await self._store.close()
@@ -189,7 +196,8 @@ class FeatureClient:
         if tier.cache.any_due and self._loop is not None:
             self._reading.refresh(tier, tier.cache.take_due())
         if self._sampler is not None and self._sampler.due():
-            self._offer(view.ref, ids)
+            # Only ids that have a row, or are known to have none: others may be anything, of any length.
+            self._offer(view.ref, [one for one, row in zip(ids, rows, strict=True) if row is not None])
         return rows
 
     def count_lookups(self, sampler: Sampler, offer: Callable[[str, Sequence[Id]], None]) -> None:
@@ -253,7 +261,8 @@ class FeatureClient:
         tier = self._tier(view)
         missing = [one for one, row in zip(ids, tier.cache.lookup(ids, self._monotonic()), strict=True) if row is None]
         if missing and self._loop is not None:
-            self._reading.refresh(tier, missing)
+            with suppress(InvalidId):  # a hint that cannot be followed
+                self._reading.refresh(tier, missing)
 
     def room(self, view: View) -> int:
         """How many more rows the cache of a view takes before it evicts, with some to spare."""
@@ -310,7 +319,6 @@ class FeatureClient:
             return await self._store.write(keys, values, ttl_ms=view.ttl_ms, force=force, event_ms_max=latest)
 
         written = await self._change(view, encoded.ids, store)
-        await self._combine(view, encoded.ids)
         return Written(written, len(keys) - written)
 
     async def delete(self, view: str | View, ids: Sequence[Id]) -> int:
@@ -319,14 +327,18 @@ class FeatureClient:
         made, keys = self._tier(view).keys.encode(ids)
         if not keys:
             return 0
-        deleted = await self._change(view, made, lambda: self._store.delete(keys))
-        await self._combine(view, made)
-        return deleted
+        return await self._change(view, made, lambda: self._store.delete(keys))
 
     async def _combine(self, view: View, ids: Sequence[Id]) -> None:
         """Rows were written or deleted: make the rows of combined views that have them anew."""
         for combined in combined_views(self.catalogue.views, view):
-            await Combiner(self, combined, self._options.clock_skew_max_ms).combine(ids)
+            combiner = Combiner(self, combined, self._options.clock_skew_max_ms)
+            left = ids
+            for _ in range(COMBINE_TURNS_MAX):
+                left = (await combiner.combine(left)).contended
+                if not left:
+                    break
+                await asyncio.sleep(self._shared.chance() * COMBINE_PAUSE_S)
 
     async def _change(self, view: View, ids: Sequence[Id], change: Callable[[], Coroutine[Any, Any, int]]) -> int:
         """Run a change in a task of its own, so that a caller who is cancelled leaves no row half known."""
@@ -342,16 +354,19 @@ class FeatureClient:
     ) -> int:
         started = self._monotonic()
         error: str | None = UNEXPECTED
+        why = ""
         try:
             changed = await change()
             error = None
         except StoreError as failed:
-            error = type(failed).__name__
+            error, why = type(failed).__name__, str(failed)
             raise
         finally:
             # Also after a failure, which may have changed rows all the same.
             self._watching.written(view, ids)
-            self._emit(StoreWrite(len(ids), self._monotonic() - started, error))
+            self._emit(StoreWrite(len(ids), self._monotonic() - started, error, why))
+            with suppress(*() if error is None else (StoreError,)):  # the first error is the one to tell
+                await self._combine(view, ids)
         return changed
 
     # ── Both ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -368,7 +383,11 @@ class FeatureClient:
 
     def _emit(self, event: Event) -> None:
         if self._on_event is not None:
-            self._on_event(event)
+            try:
+                self._on_event(event)
+            except Exception as error:  # noqa: BLE001  # reported; whoever waits for rows is not to blame
+                context = {"message": "a feature client's on_event raised", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
 
 
 def _columns_of(table: Any) -> dict[str, Any]:

@@ -43,7 +43,7 @@ ROWS_MAX = 512
 class Combined:
     """What became of combined rows: written, or removed because no member has a row.
 
-    `contended` are ids whose members were written too often meanwhile; whoever wrote them combines them again.
+    `contended` are ids whose members were written too often meanwhile, and which have to be combined again.
     """
 
     written: int = 0

@@ -225,6 +225,7 @@ class Computing:
         view = tier.view
         started = self._monotonic()
         error: str | None = None
+        why = ""
         latest_ms = self._shared.event_ms_max
         try:
             stored = await self._shared.store.write(
@@ -235,8 +236,8 @@ class Computing:
                 tier.written(encoded.ids)
             await self._stored(view, encoded.ids)
         except FeatureError as failed:
-            error = type(failed).__name__
-        self._emit(StoreWrite(len(encoded.keys), self._monotonic() - started, error))
+            error, why = type(failed).__name__, str(failed)
+        self._emit(StoreWrite(len(encoded.keys), self._monotonic() - started, error, why))
 
 
 def _ids_of(view: View, table: Mapping[str, Any]) -> Sequence[Id]:

@@ -182,13 +182,14 @@ class Reading:
         # What leaves the store and is not a StoreError is a bug. It goes on to the loop's exception handler, but not
         # before those who wait are answered.
         error: str | None = UNEXPECTED
+        why = ""
         try:
             values = await self._store.read(keys)
             error = None
         except PartlyRead as partly:
-            values, error = partly.values, type(partly).__name__
+            values, error, why = partly.values, type(partly).__name__, str(partly)
         except StoreError as refused:
-            error = type(refused).__name__
+            error, why = type(refused).__name__, str(refused)
         finally:
             now = self._monotonic()
             self._keys_in_flight -= len(keys)
@@ -203,7 +204,7 @@ class Reading:
                 self._settle_unreached(batches)
             self._kick()
             found = len(values) - values.count(None) - values.count(UNREAD)
-            self._emit(StoreRead(len(keys), found, now - started, error))
+            self._emit(StoreRead(len(keys), found, now - started, error, why))
 
     def _settle(self, batches: Sequence[Batch], values: Sequence[Row | Unread], read_at: float) -> None:
         """Admit the values of a read, cache them, and hand them out."""

@@ -40,7 +40,7 @@ def rows_of(view: View, ids: Sequence[Id], rows: Sequence[bytes], now_ms: int) -
         view,
         ids,
         apply_age(view, block, now_ms),
-        ages_ms(block, now_ms),
+        ages_ms(block["event_ms"], now_ms),
         {column.name: _values(view, column, block) for column in view.columns},
         {column.name: bits[:, i] for i, column in enumerate(view.columns)},
         block,

@@ -10,6 +10,7 @@ its loop lives as long as the worker process, so it may keep connections. It is 
 processes, in batches of any size up to `batch_rows_max`, and must give each id the same row in any company.
 """
 
+import asyncio
 import importlib
 import traceback
 from collections.abc import Awaitable, Callable, Collection, Sequence
@@ -39,7 +40,7 @@ class PythonProgram:
             arguments[key.name] = np.array(values, np.int64 if key.dtype == "int64" else object)
         try:
             table = self._function(**arguments)
-        except Exception as error:
+        except BaseException as error:  # also a SystemExit, which would end the worker
             raise RunFailed("function", _said(error)) from error
         return _awaited(table) if isawaitable(table) else table
 
@@ -47,7 +48,12 @@ class PythonProgram:
 async def _awaited(table: Awaitable[Any]) -> Any:
     try:
         return await table
-    except Exception as error:
+    except GeneratorExit:
+        raise
+    except BaseException as error:
+        task = asyncio.current_task()
+        if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+            raise  # its time is over
         raise RunFailed("function", _said(error)) from error
 
 
@@ -59,7 +65,7 @@ def resolved(reference: str, allowed: Collection[str]) -> Callable[..., Any]:
         raise Unfit(f"module {module_name!r} is not in the setting compute_modules (it has: {known})")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # importing a module runs it, and it may raise anything
+    except BaseException as error:  # importing a module runs it, and it may raise anything
         raise Unfit(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
     function = getattr(module, name, None)
     if not callable(function):
@@ -67,7 +73,7 @@ def resolved(reference: str, allowed: Collection[str]) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]  # what it gives is checked, row by row
 
 
-def _said(error: Exception) -> str:
+def _said(error: BaseException) -> str:
     """An error of somebody else's code, with the line that raised it."""
     frames = traceback.extract_tb(error.__traceback__)
     place = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""

@@ -91,6 +91,14 @@ def validate(document: Document, model: type[Model]) -> Model:
         raise ConfigError(sorted(problems, key=lambda problem: problem.line)) from error
 
 
+def types_at(model: type[BaseModel], location: Location) -> list[Any]:
+    """The types that the value at `location` of a document may have, without None; none where nothing is known."""
+    here: list[Any] = [model]
+    for part in location:
+        here = [inner for one in here for inner in _step(one, part)]
+    return here
+
+
 def _dotted(location: Location) -> str:
     """`views.plane_stats@1.revisions[0]`."""
     said = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location)
@@ -159,10 +167,7 @@ def _fields(owner: Any) -> dict[str, Any]:
 
 def _owner_at(model: type[BaseModel], location: Location) -> Any:
     """The model or dataclass that describes the value at `location`; None where there is not exactly one."""
-    here: list[Any] = [model]
-    for part in location:
-        here = [inner for one in here for inner in _step(one, part)]
-    owners = [one for one in here if _fields(one)]
+    owners = [one for one in types_at(model, location) if _fields(one)]
     return owners[0] if len(owners) == 1 else None
 
 

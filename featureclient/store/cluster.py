@@ -46,6 +46,9 @@ the keys of others would wait with them."""
 LATER_KINDS: Final = frozenset(("CLUSTERDOWN", "TRYAGAIN", "LOADING", "NOSCRIPT"))
 """Errors of a server that is not in service yet, or from which somebody removed the script a moment ago."""
 
+NO_ANSWER: Final = "a replica's nil is no answer"
+"""Why a key is not read whose primary could not be asked in time for what its replica has not."""
+
 WRITE_SHA: Final = hashlib.sha1(WRITE_SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -121,8 +124,10 @@ class RedisClusterStore:
     ) -> int:
         """A run of the script for each key, with all rows of the key in their order.
 
-        When some are refused, the others are written. Two writes of a key happen in the order in which they were made,
-        unless one of them is redirected or tried again.
+        When some are refused, the others are written. Round trips take turns, so two writes of a key that each fit into
+        one (`write_rows_max` rows) happen in the order in which they were made, unless one of them is redirected or
+        tried again. One that takes several lets others go between them, since a row must not wait for a bulk load: what
+        is written of a key meanwhile may happen before. Then the later event stays, unless one is forced.
         """
         if force and only_absent:
             raise ValueError("force and only_absent: one replaces what is there, the other leaves it alone")
@@ -228,7 +233,8 @@ class RedisClusterStore:
         replies: list[Any] = [None] * len(commands)
         sendings = self._route(range(len(commands)), slots, replies, writes=writes)
         for attempt in range(ROUNDS_MAX):
-            again, later = self._sort(sendings, await self._send(sendings, commands, writes=writes), replies)
+            outcomes = await self._send(sendings, commands, writes=writes)
+            again, later = self._sort(sendings, commands, outcomes, replies)
             if not writes and attempt >= CALM_ROUNDS:
                 later.clear()
             if not (again or later) or attempt == ROUNDS_MAX - 1 or loop.time() >= give_up_at:
@@ -239,7 +245,7 @@ class RedisClusterStore:
         return replies
 
     def _sort(
-        self, sendings: Sequence[_Sending], outcomes: Sequence[Any], replies: list[Any]
+        self, sendings: Sequence[_Sending], commands: Sequence[Command], outcomes: Sequence[Any], replies: list[Any]
     ) -> tuple[list[_Sending], list[int]]:
         """Put the outcomes among the replies; return what to send elsewhere, and what to send later."""
         again: dict[tuple[Node, bool], _Sending] = {}
@@ -250,7 +256,13 @@ class RedisClusterStore:
                 outcome = [outcome] * len(sending.positions)  # noqa: PLW2901  # the outcome of each
             for position, reply in zip(sending.positions, outcome, strict=True):
                 replies[position] = reply
-                if type(reply) in CHANGED and not (reply is None and sending.of_replica):
+                if sending.of_replica:
+                    if _is_whole(commands[position], reply):
+                        continue
+                    if not isinstance(reply, StoreError):
+                        # What it comes to when there is no time left to ask the primary.
+                        replies[position] = StoreUnavailable(NO_ANSWER)
+                elif type(reply) in CHANGED:
                     continue
                 if (other := self._other(sending, reply)) is not None:
                     again.setdefault((other.node, other.asking), other).positions.append(position)
@@ -330,8 +342,8 @@ class RedisClusterStore:
         async def other() -> list[Any]:
             second = shard.chooser.second(first, shard.usable())
             replies = await self._read_member(shard, second, commands, second=second == first)
-            if second != PRIMARY and any(type(reply) is not bytes for reply in replies):
-                raise StoreUnavailable("a replica's nil is no answer")
+            if second != PRIMARY and not all(map(_is_whole, commands, replies)):
+                raise StoreUnavailable(NO_ANSWER)
             return replies
 
         return await hedged(hedge, partial(self._read_member, shard, first, commands), other, self._tasks)
@@ -353,11 +365,21 @@ def _values(replies: Sequence[Any]) -> list[bytes | None]:
             why = str(error)
             values.append(UNREAD)
     unread = values.count(UNREAD)
-    if unread == len(values):
+    if unread and unread == len(values):
         raise StoreUnavailable(why)
     if unread:
         raise PartlyRead(f"{unread} of {len(values)} keys: {why}", values)
     return [value for value in values if value is not UNREAD]
+
+
+def _is_whole(command: Command, reply: Any) -> bool:
+    """A replica's reply counts: nothing is missing in it that the primary may have.
+
+    Of a whole hash nobody can tell, since the fields that are there may be another view's.
+    """
+    if type(reply) is list:
+        return None not in reply and command[0] not in {"HGETALL", b"HGETALL"}
+    return type(reply) is bytes
 
 
 def _as_bytes(key: Argument) -> bytes:

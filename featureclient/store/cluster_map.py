@@ -3,6 +3,9 @@
 The map is read from any node (CLUSTER SLOTS), at first from the seeds: when a command was redirected, when a node was
 lost, and now and then while somebody depends on it without reading.
 
+A node that imports its first slot is on no map yet, and only redirections name it. It is kept, and told of as one that
+is read, until it is on the map or answers no more, because rows that were read there may be cached all the while.
+
 A node that does not answer is down: nothing is sent to it, except what finds out whether it is back, so that its keys
 cost the others no time. As long as it is down the map is read again and again, so a replica that takes its place is
 found.
@@ -33,7 +36,7 @@ PROBE_MAX_S: Final = 0.5
 """The longest of these waits: how late a node that is back may be noticed."""
 
 NODE_KEPT_S: Final = 10.0
-"""How long a node is known that only a redirection has named."""
+"""How long a node is known that only a redirection has named, though it is down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +79,8 @@ class Node:
         self.replica_reads = Lane(replace(endpoint, commands=(("READONLY",),)), options.timeout_s)
         self.writes = Lane(endpoint, options.write_timeout_s)
         self.named_at = float("-inf")
+        self.on_map = False
+        self.off_map = False
         self.down = False
         self.in_sync = False
 
@@ -106,7 +111,7 @@ class Shard:
 
 
 class ClusterMap:
-    """The nodes. `on_adopted` is called when a map was read."""
+    """The nodes. `on_adopted` is called when a map was read, or a node is read from that is on none."""
 
     def __init__(self, options: ClusterOptions, on_adopted: Callable[[], None]) -> None:
         self._options = options
@@ -143,6 +148,9 @@ class ClusterMap:
         """The node that a redirection names. One for good is believed until the map is read again."""
         node = self.node(redirect.place)
         node.named_at = asyncio.get_running_loop().time()
+        if not (node.on_map or node.off_map):
+            node.off_map = True
+            self._on_adopted()
         if not redirect.once:
             self._moved(redirect.slot, node)
         return node
@@ -251,10 +259,11 @@ class ClusterMap:
         self.slots = [None if owner is None else shards[owner] for owner in topology.owners]
         self.shards = list(shards.values())
         members = {node.place for shard in self.shards for node in shard.nodes}
-        # A node that has no slot yet, because its first is on the way, is on no map.
         named_since = asyncio.get_running_loop().time() - NODE_KEPT_S
         for node in self._nodes.values():
-            if node.named_at > named_since:
+            node.on_map = node.place in members
+            node.off_map = node.off_map and not node.on_map
+            if node.named_at > named_since or (node.off_map and not node.down):
                 members.add(node.place)
         gone = [self._nodes.pop(place) for place in list(self._nodes) if place not in members]
         if self._options.reads.read_from != "primary":
@@ -277,12 +286,11 @@ class ClusterMap:
             await asyncio.sleep(REPLICA_EVERY_S)
 
     def endpoints(self) -> dict[Place, Endpoint]:
+        """The nodes that are read from."""
         everyone = self._options.reads.read_from != "primary"
-        return {
-            node.place: node.endpoint
-            for shard in self.shards
-            for node in (shard.nodes if everyone else shard.nodes[:1])
-        }
+        nodes = [node for shard in self.shards for node in (shard.nodes if everyone else shard.nodes[:1])]
+        nodes += [node for node in self._nodes.values() if node.off_map]
+        return {node.place: node.endpoint for node in nodes}
 
     def _start_once(self, name: str, work: "Callable[[], Coroutine[Any, Any, None]]") -> None:
         if not any(task.get_name() == name for task in self._tasks):

@@ -31,11 +31,16 @@ Answer = TypeVar("Answer")
 PASSING_KINDS: Final = frozenset(("LOADING", "BUSY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN", "NOAUTH", "WRONGPASS"))
 """Errors that a server answers with while it is not in service, or not for us: trying later may help."""
 
+CLUSTER_KINDS: Final = frozenset(("CROSSSLOT", "MOVED"))
+"""What a node of a cluster says to who takes it for a single server."""
+
 
 def store_error(error: ReplyError) -> StoreError:
     """What a server's error is to the callers of a store."""
     if error.kind in PASSING_KINDS or str(error).startswith(FULL_SERVER):
         return StoreUnavailable(str(error))
+    if error.kind in CLUSTER_KINDS:
+        return StoreRefused(f"{error}: this server is a node of a cluster: use redis+cluster://")
     return StoreRefused(str(error))
 
 

@@ -15,6 +15,7 @@ Invariants
 
 import asyncio
 import math
+import re
 import socket
 import ssl
 import time
@@ -23,6 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Self, TypeAlias, final
+from urllib.parse import SplitResult, urlsplit
 
 import hiredis
 from redis.asyncio.connection import SSLConnection, parse_url
@@ -53,6 +55,12 @@ KEEPALIVE_IDLE_S: Final = 30
 
 FULL_SERVER: Final = "ERR max number of clients reached"
 """How the answer begins of a server that takes no more connections: an error of no kind of its own."""
+
+ENCODE: Final = "percent-encode the password, and whatever else has one of # / ? @ [ ] in it: # is %23, @ is %40"
+"""What to do about a url that cannot be read as it was meant. The error must not show any of it."""
+
+DATABASE: Final = re.compile("/?|/[0-9]+")
+"""The path of a url that names a server."""
 
 _MORE: Final = object()
 
@@ -127,6 +135,11 @@ class Endpoint:
 
         TLS files are read now. Raises ValueError.
         """
+        parts = parts_of(url)
+        if parts.scheme in {"redis", "rediss"} and not DATABASE.fullmatch(parts.path):
+            raise ValueError("behind the host comes the number of a database, as in redis://host:6379/0, or nothing")
+        if not _has_port(parts):
+            raise ValueError(f"the port is no number up to 65535 ({ENCODE})")
         found: dict[str, Any] = dict(parse_url(url))
         encrypted = issubclass(found.pop("connection_class", object), SSLConnection)
         tls = {name: found.pop(name) for name in list(found) if name.startswith("ssl_")}
@@ -151,6 +164,25 @@ class Endpoint:
     def at(self, host: str, port: int) -> Self:
         """The same login and TLS on another server."""
         return replace(self, host=host, port=port, path=None)
+
+
+def parts_of(url: str) -> SplitResult:
+    """The parts of a url. Raises ValueError, which shows nothing of it, where a password may end too early."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise ValueError(f"this is no url ({ENCODE})") from None
+    behind = parts.query if parts.scheme == "unix" else parts.path + parts.query
+    if "#" in url or "@" in behind:
+        raise ValueError(f"a # anywhere, or a @ behind the host: {ENCODE}")
+    return parts
+
+
+def _has_port(parts: SplitResult) -> bool:
+    try:
+        return parts.port is None or parts.port >= 0
+    except ValueError:
+        return False
 
 
 @final

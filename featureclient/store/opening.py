@@ -11,11 +11,11 @@ as `ssl_ca_certs` behind the `?`, are those of the servers of rows.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlunsplit
 
 from featureclient.store.cluster import RedisClusterStore
 from featureclient.store.cluster_map import ClusterOptions
-from featureclient.store.link import Endpoint
+from featureclient.store.link import Endpoint, parts_of
 from featureclient.store.protocol import OnlineStore
 from featureclient.store.redis import RedisOptions, RedisStore
 from featureclient.store.replicas import ReadOptions
@@ -121,7 +121,7 @@ class _StoreUrl(NamedTuple):
     @classmethod
     def parse(cls, url: str) -> "_StoreUrl":
         """Raises ValueError, which says what is wrong with it."""
-        parts = urlsplit(url)
+        parts = parts_of(url)
         if parts.scheme not in SCHEMES:
             raise ValueError(f"{parts.scheme or 'no scheme'}:// is none of {', '.join(SCHEMES)}")
         scheme, _, kind = parts.scheme.partition("+")

@@ -1,8 +1,11 @@
 """Rows in one Redis server: MGET to read, a compare-and-set in Lua to write.
 
 Reads share the links of `read_lanes`, and a read takes the idlest: none waits for another's turn, and what is asked in
-one turn of the loop leaves in one write. All writes share one link and take turns, so two writes of a key happen in the
-order in which they were made, also where one of them is tried again, and one round trip of writes is in memory.
+one turn of the loop leaves in one write. All writes share one link and their round trips take turns, so two writes of a
+key that each fit into one (`write_rows_max` times `write_runs_max` rows) happen in the order in which they were made,
+also where one of them is tried again, and one round trip of writes is in memory. A write of several round trips lets
+others go between them, since a row must not wait for a bulk load: what is written or deleted of a key meanwhile may
+happen before the bulk load's row of it. Of two rows the one of the later event stays, unless one is forced.
 
 Time is bounded: connecting ends within `connect_timeout_s`, a read within `timeout_s` and a round trip of a write
 within `write_timeout_s` from when it is sent to its last reply, however slowly that trickles. What is tried once more,
@@ -210,7 +213,7 @@ class RedisStore:
         return min(self._reads, key=Lane.load)
 
     async def _change(self, commands: Sequence[Command], commands_max: int) -> list[Any]:
-        """Run changes in turn, at most `commands_max` to a round trip, and return their replies."""
+        """Run changes, at most `commands_max` to a round trip, and return their replies. Round trips take turns."""
         replies: list[Any] = []
         for start in range(0, len(commands), commands_max):
             async with self._turn:

@@ -2,12 +2,15 @@
 
     Sentinels ─▶ who is the primary ─▶ ROLE: does it say so itself ─▶ ReplicatedStore
 
-All Sentinels are asked at once. Where they differ, the one with the latest configuration epoch is right. They are asked
+All Sentinels are asked at once. Where they differ, the one with the latest configuration epoch is right, and an epoch
+that was told once is remembered: a Sentinel that comes back alone with an older one is not believed. They are asked
 when the store is first used, every `check_s`, and at once when a command failed or was answered by READONLY, which a
 primary that was degraded says. So a failover takes what the Sentinels need for it, and a moment, and no restart.
 
 Invariants
 - A server is written to only after it has said that it is a primary.
+- Nobody goes back to the primary of an older epoch, whose failover has left the writes since then elsewhere; except
+  when epochs have begun anew (SENTINEL REMOVE and MONITOR), see EPOCH_DOWN_S.
 - Sentinels that are gone cost nothing as long as the primary is there: the last answer counts.
 """
 
@@ -58,6 +61,11 @@ class SentinelOptions:
             raise ValueError("check_s must be above 0")
 
 
+EPOCH_DOWN_S: Final = 5.0
+"""How long all Sentinels that answer, and these are most of them, have to name one primary with a lower epoch than was
+told before, until epochs are taken to have begun anew. Sentinels that are there hear of each other in two seconds."""
+
+
 class _Told(NamedTuple):
     """What a Sentinel says; the latest epoch is right."""
 
@@ -74,6 +82,8 @@ class SentinelStore:
         timeout_s = options.sentinel.connect_timeout_s
         self._sentinels = [Lane(options.sentinel.at(*place), timeout_s) for place in options.sentinels]
         self._servers: ReplicatedStore | None = None
+        self._epoch = 0
+        self._lower: tuple[Place, float] | None = None
         self._finding: asyncio.Task[ReplicatedStore] | None = None
         self._following: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
@@ -211,6 +221,9 @@ class SentinelStore:
     async def _ask_and_adopt(self) -> ReplicatedStore:
         told = await self._ask()
         servers = self._servers
+        if told is None:
+            assert servers is not None
+            return servers
         primary = self._server(told.primary)
         replicas = [self._server(place) for place in told.replicas]
         if servers is None:
@@ -220,10 +233,18 @@ class SentinelStore:
             await servers.follow(primary, replicas)
         return servers
 
-    async def _ask(self) -> _Told:
-        """The answer of the Sentinels. Raises StoreUnavailable, and StoreRefused when they do not know the name."""
+    async def _ask(self) -> _Told | None:
+        """The answer of the Sentinels; None when all they tell is older than what is known.
+
+        Raises StoreUnavailable, and StoreRefused when they do not know the name.
+        """
         answers = await asyncio.gather(*[self._ask_one(lane) for lane in self._sentinels])
-        told = sorted((one for one in answers if isinstance(one, _Told)), key=lambda one: one.epoch, reverse=True)
+        answered = [one for one in answers if isinstance(one, _Told)]
+        told = self._latest(answered)
+        if answered and not told:
+            if self._servers is not None:
+                return None
+            raise StoreUnavailable("the Sentinels that answer know an older primary only; the others have to be asked")
         why: Exception | None = next((one for one in answers if isinstance(one, StoreError)), None)
         current = self._servers.primary if self._servers is not None else None
         for one in told:
@@ -238,6 +259,20 @@ class SentinelStore:
         if isinstance(why, StoreError):
             raise why
         raise StoreUnavailable("no Sentinel answers")
+
+    def _latest(self, answered: Sequence[_Told]) -> list[_Told]:
+        """What is told with the highest epoch that was ever told."""
+        now = asyncio.get_running_loop().time()
+        highest = max((one.epoch for one in answered), default=self._epoch)
+        primaries = {one.primary for one in answered}
+        if highest >= self._epoch or len(primaries) != 1 or 2 * len(answered) <= len(self._sentinels):
+            self._lower = None
+        elif self._lower is None or self._lower[0] not in primaries:
+            self._lower = (answered[0].primary, now)
+        elif now - self._lower[1] >= EPOCH_DOWN_S:
+            self._lower, self._epoch = None, highest
+        self._epoch = max(self._epoch, highest)
+        return [one for one in answered if one.epoch == self._epoch]
 
     async def _ask_one(self, lane: Lane) -> _Told | StoreError:
         name = self._options.primary

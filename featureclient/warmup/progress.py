@@ -10,22 +10,24 @@ failed or brought nothing; it is switched off."""
 
 @dataclass(frozen=True, slots=True)
 class CountsSaved:
-    """The counts of this replica were saved, or not. `error` is None, or the kind of trouble."""
+    """The counts of this replica were saved, or not. `error` is None or the kind of trouble, and `why` what it says."""
 
     bytes: int
     seconds: float
     error: str | None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class CountsLoaded:
-    """The counts of all replicas were read and merged. `invalid` of them could not be used. `error` as above."""
+    """The counts of all replicas were read and merged; `invalid` could not be used. `error` and `why` as above."""
 
     replicas: int
     invalid: int
     ids: int
     seconds: float
     error: str | None
+    why: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,10 @@ class WarmingAdvanced:
 
 @dataclass(frozen=True, slots=True)
 class WarmingEnded:
-    """A warming is over. `failures` are the batches that failed or had no row, `bad_lines` those of a file."""
+    """A warming is over. `failures` are the batches that failed or had no row, `bad_lines` those of a file.
+
+    `problem` says why a file could not be used.
+    """
 
     source: str
     why: Ended
@@ -49,6 +54,7 @@ class WarmingEnded:
     failures: int
     bad_lines: int
     seconds: float
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,7 @@ class Warmer:
         async with self._saving:
             started = self._monotonic()
             error: str | None = None
+            why = ""
             data = b""
             try:
                 if not self._own_is_loaded:
@@ -142,8 +143,8 @@ class Warmer:
                 data = await _in_slices(self.hot.packing(), pause_s)
                 await self._shelf.save(data, self._wall_ms())
             except FeatureError as failed:
-                error = type(failed).__name__
-            self._emit(CountsSaved(len(data), self._monotonic() - started, error))
+                error, why = type(failed).__name__, str(failed)
+            self._emit(CountsSaved(len(data), self._monotonic() - started, error, why))
             return error is None
 
     async def load(self, give_up_at: float, *, pause_s: float = PAUSE_S) -> HotKeys:
@@ -152,6 +153,7 @@ class Warmer:
         merged = HotKeys(self._options.keys_max)
         replicas = invalid = 0
         error: str | None = None
+        why = ""
         try:
             async with asyncio.timeout(max(0.0, give_up_at - started)):
                 for replica, age_ms in await self._shelf.names(self._wall_ms()):
@@ -164,10 +166,10 @@ class Warmer:
                         await _in_slices(merged.merging(counts), pause_s)
                         replicas += 1
         except TimeoutError:
-            error = "TimeoutError"
+            error, why = "TimeoutError", "the time for warming was over"
         except FeatureError as failed:
-            error = type(failed).__name__
-        self._emit(CountsLoaded(replicas, invalid, len(merged), self._monotonic() - started, error))
+            error, why = type(failed).__name__, str(failed)
+        self._emit(CountsLoaded(replicas, invalid, len(merged), self._monotonic() - started, error, why))
         return merged
 
     async def _counts_of(self, replica: str, age_ms: int, pause_s: float) -> HotKeys | None:

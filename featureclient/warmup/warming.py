@@ -10,9 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from featureclient.schema import FeatureError, Id, View
+from featureclient.schema import FeatureError, Id, InvalidId, View
 from featureclient.warmup.idfile import BadLine
 from featureclient.warmup.progress import Ended, WarmingAdvanced, WarmingEnded, WarmupEvent
+from featureclient.wire.keys import KeyCodec
 
 Batch: TypeAlias = tuple[View | None, Sequence[Id]]
 """Ids of a view; of none, where there is nothing to warm yet but the time to be looked at."""
@@ -53,7 +54,14 @@ class Warmed:
     def ended(self) -> WarmingEnded:
         """The event that says so."""
         return WarmingEnded(
-            self.source, self.why, self.ids, self.cached, self.failures, self.bad_lines_total, self.seconds
+            self.source,
+            self.why,
+            self.ids,
+            self.cached,
+            self.failures,
+            self.bad_lines_total,
+            self.seconds,
+            self.problem,
         )
 
 
@@ -116,12 +124,22 @@ class Warming:
     async def _warm_batch(self, view: View, ids: Sequence[Id]) -> None:
         warmed = self._warmed
         self._in_flight[view] = self._in_flight.get(view, 0) + len(ids)
+        taken = len(ids)
         try:
-            cached = await self._warm(view, ids, self._give_up_at)
+            try:
+                cached = await self._warm(view, ids, self._give_up_at)
+            except InvalidId:
+                # Counts that were saved before the entity was changed: no reason to give up the ids that fit.
+                ids = _fitting(view, ids)
+                cached = await self._warm(view, ids, self._give_up_at) if ids else 0
+        except InvalidId:  # the client has a lower bound on their length
+            return
         except FeatureError:
             cached = 0
         finally:
-            self._in_flight[view] -= len(ids)
+            self._in_flight[view] -= taken
+        if not ids:
+            return
         if cached <= 0:
             warmed.failures += 1
             self._failures_in_a_row += 1
@@ -145,3 +163,13 @@ class Warming:
             with suppress(FeatureError):
                 await self._warm(view, ids, self._give_up_at)
             await asyncio.sleep(0)
+
+
+def _fitting(view: View, ids: Sequence[Id]) -> list[Id]:
+    """Those of `ids` that can be ids of the view."""
+    codec = KeyCodec(view)
+    fitting: list[Id] = []
+    for one in ids:
+        with suppress(InvalidId):
+            fitting += codec.encode([one])[0]
+    return fitting

@@ -20,6 +20,8 @@ from gateway.records.request import Id, Request
 
 LOOK_IDS_MAX = 128
 BATCH_IDS = 2
+ID_LENGTH_MAX = 128
+"""Characters of an id, or of a part of one, that is remembered."""
 
 
 class Reads(Protocol):
@@ -119,6 +121,14 @@ class PlanAhead:
 
 
 def _ids(request: Request, index: int, rows: slice) -> Sequence[Id]:
-    """The ids of one view for some rows of a request; a single one stands for all rows."""
+    """The ids of one view for some rows of a request; a single one stands for all rows. None that is not short."""
     ids = request.ids[index]
-    return ids if len(ids) == 1 else ids[rows]
+    some = ids if len(ids) == 1 else ids[rows]
+    return some if all(map(_short, some)) else ()
+
+
+def _short(one: Id) -> bool:
+    """Nothing is kept of long ids: a caller may send any, and the client may refuse them."""
+    if isinstance(one, tuple):
+        return all(map(_short, one))
+    return isinstance(one, int) or len(one) <= ID_LENGTH_MAX

@@ -15,6 +15,7 @@ Invariants
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -46,14 +47,17 @@ from gateway.records.errors import (
 from gateway.records.report import BatchReport
 from gateway.records.request import Array, Id, Request
 
+_log = logging.getLogger(__name__)
+
 _RUNS_PER_PASS = 8
 """Runs of one model before the loop sees to others; batches are merged, so more than two are rare."""
 _COMPUTE_SHARE = 0.9
 """How much of what is left of its deadline a request waits for rows that are computed; the rest is for the model."""
 _PARKED_MAX_S = 3600.0
 """How long a request without an end may wait for its rows."""
-_FAILURES_MAX = 20
-"""Runs of a model that may fail in a row while the bad request is looked for. Halving the largest batch takes fewer."""
+_FAILURES_MAX = 100
+"""Runs of a model that may fail, none succeeding in between, while the bad requests are looked for by halving. So many
+bad requests in one batch harm no good one; a model that is broken costs no more than this before it fails at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +165,7 @@ class Pipeline:
         if rows <= self.options.batch_rows_max and not self._backlog:
             self._look_up(lane, requests)
             self._pump(lane)
-            if lane.ahead is not None:
-                lane.ahead.look(requests)
+            self._look_ahead(lane, requests)
         elif requests:
             self._backlog.extend((lane, chunk) for chunk in _cut(requests, self.options.batch_rows_max))
             if not self._pass_is_due:
@@ -190,11 +193,18 @@ class Pipeline:
             room -= sum(request.rows for request in chunk)
             self._look_up(lane, chunk)
             self._pump(lane)
-            if lane.ahead is not None:
-                lane.ahead.look(chunk)
+            self._look_ahead(lane, chunk)
         self._pass_is_due = bool(self._backlog)
         if self._pass_is_due:
             asyncio.get_running_loop().call_soon(self._pass)
+
+    def _look_ahead(self, lane: _Lane, requests: Sequence[Request]) -> None:
+        """Have the rows read that are likely to be asked for next. It is a hint: nobody is harmed where it fails."""
+        if lane.ahead is not None:
+            try:
+                lane.ahead.look(requests)
+            except Exception:  # noqa: BLE001 - a bug of ours is no reason to harm anybody
+                _log.exception("reading ahead for model %s failed", lane.model.name)
 
     def _look_up(self, lane: _Lane, requests: list[Request]) -> None:
         """Ask the cache for every id of every request; park those with a row missing, queue the others."""

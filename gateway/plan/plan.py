@@ -59,16 +59,23 @@ class Assembled(NamedTuple):
 
     inputs: dict[str, Array]
     statuses: tuple[npt.NDArray[np.uint8], ...]
-    ages_ms: tuple[npt.NDArray[np.int64], ...]
+    events_ms: tuple[npt.NDArray[np.int64], ...]
+    """When the events behind the rows were, milliseconds since the epoch; -1 where it is unknown."""
+    now_ms: int
     rejected: npt.NDArray[np.bool_] | None
     """Rows that a view with `on_missing: reject` does not let through; None when there are none."""
+
+    def ages_ms(self) -> list[npt.NDArray[np.int64]]:
+        """How old the rows are, per view; -1 where it is unknown. The model does not wait for this to be worked out."""
+        return [ages_ms(events_ms, self.now_ms) for events_ms in self.events_ms]
 
     def only(self, kept: npt.NDArray[np.bool_]) -> "Assembled":
         """The rows that `kept` marks."""
         return Assembled(
             {name: array[kept] for name, array in self.inputs.items()},
             tuple([codes[kept] for codes in self.statuses]),
-            tuple([ages[kept] for ages in self.ages_ms]),
+            tuple([events_ms[kept] for events_ms in self.events_ms]),
+            self.now_ms,
             None,
         )
 
@@ -139,7 +146,8 @@ class FeaturePlan:
         return Assembled(
             {matrix.spec.name: matrix.fill(blocks, rows, values) for matrix in self.matrices},
             tuple(statuses),
-            tuple([ages_ms(block, now_ms) for block in blocks]),
+            tuple([block["event_ms"] for block in blocks]),
+            now_ms,
             rejected,
         )
 

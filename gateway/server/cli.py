@@ -2,6 +2,7 @@
 bugs."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import resource
@@ -30,6 +31,7 @@ from gateway.server.features_cli import features
 
 if TYPE_CHECKING:
     from gateway.inference import Model
+    from gateway.server.app import Gateway
 
 _FEATURE_ROWS_SHOWN = 6
 _PIPED_WIDTH = 160
@@ -67,9 +69,22 @@ async def serve(config: Path, transport: str | None, log_level: str) -> None:
     stopping = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-    async with Gateway(settings):
-        await stopping.wait()
+    await _until(stopping, Gateway(settings))
+
+
+async def _until(stopping: asyncio.Event, gateway: "Gateway") -> None:
+    """Serve until `stopping`. A start that is under way then is given up."""
+    stop = asyncio.create_task(stopping.wait())
+    async with contextlib.AsyncExitStack() as stack:
+        start = asyncio.create_task(stack.enter_async_context(gateway))
+        await asyncio.wait([start, stop], return_when=asyncio.FIRST_COMPLETED)
+        if start.done():
+            await start
+            await stop
         logging.getLogger(__name__).info("stopping")
+        start.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await start
 
 
 @main.command()

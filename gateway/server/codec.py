@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from gateway.records.request import Array, Asked, Request
 from gateway.records.tensors import from_array, to_array
 from headrace.v1 import prediction_pb2 as pb
 from headrace.v1 import tensor_pb2
+
+Ages: TypeAlias = Sequence[npt.NDArray[np.int64]]
+"""`Assembled.ages_ms`."""
 
 _TENSORS_MAX = 1024
 _SKELETONS_MAX = 512
@@ -109,16 +112,17 @@ class Encoder:
     def encode(self, answers: Answers) -> Iterator[tuple[Request, bytes]]:
         """Yield each request with the bytes of its answer."""
         start = 0
+        ages = answers.assembled.ages_ms()
         for rows, run in groupby(answers.requests, _rows_of):
             requests = list(run)
             numbers = self._ids.take(len(requests))
-            bodies = self._block(answers, rows, numbers, slice(start, start + rows * len(requests)))
+            bodies = self._block(answers, ages, rows, numbers, slice(start, start + rows * len(requests)))
             named = numbers.astype(">u8").tobytes().hex().encode()
             for index, request in enumerate(requests):
                 body = bodies[index]
                 if request.outputs or request.return_features or not self._constant_size:
                     # The last bytes of a body are its prediction id.
-                    body = self._whole(answers, request, slice(start, start + rows)) + body[-_ID_FIELD_BYTES:]
+                    body = self._whole(answers, ages, request, slice(start, start + rows)) + body[-_ID_FIELD_BYTES:]
                 if request.request_id:
                     request_id = request.request_id.encode()
                     yield request, body + _request_id_prefix(len(request_id)) + request_id
@@ -126,7 +130,9 @@ class Encoder:
                     yield request, body + self._own_id_head + named[16 * index : 16 * index + 16]
                 start += rows
 
-    def _block(self, answers: Answers, rows: int, numbers: npt.NDArray[np.uint64], span: slice) -> list[bytes]:
+    def _block(
+        self, answers: Answers, ages: Ages, rows: int, numbers: npt.NDArray[np.uint64], span: slice
+    ) -> list[bytes]:
         """The answers to requests of `rows` rows, one for each prediction id, without their request ids."""
         count = len(numbers)
         outputs = answers.outputs if self._constant_size else ()
@@ -141,7 +147,7 @@ class Encoder:
         assembled = answers.assembled
         for index, codes in enumerate(assembled.statuses):
             block[f"status{index}"] = codes[span].reshape(count, rows)
-            block[f"age{index}"] = assembled.ages_ms[index][span].reshape(count, rows)
+            block[f"age{index}"] = ages[index][span].reshape(count, rows)
         block["number"] = numbers
         filled, size = bytes(data), len(skeleton.blank)
         return [filled[at : at + size] for at in range(0, count * size, size)]
@@ -171,7 +177,7 @@ class Encoder:
             self._skeletons[rows, shapes] = skeleton
         return skeleton
 
-    def _whole(self, answers: Answers, request: Request, span: slice) -> bytes:
+    def _whole(self, answers: Answers, ages: Ages, request: Request, span: slice) -> bytes:
         """Build the message field by field: for a selection of outputs, for strings, and with features."""
         model, assembled = self._model, answers.assembled
         response = pb.PredictResponse()
@@ -179,9 +185,9 @@ class Encoder:
             from_array(model.signature.outputs[index].name, answers.outputs[index][span])
             for index in request.outputs or range(len(answers.outputs))
         )
-        for binding, codes, ages in zip(model.plan.bindings, assembled.statuses, assembled.ages_ms, strict=True):
+        for binding, codes, view_ages in zip(model.plan.bindings, assembled.statuses, ages, strict=True):
             response.views.add(
-                alias=binding.alias, view=binding.ref, status=codes[span].tobytes(), age_ms=ages[span].tolist()
+                alias=binding.alias, view=binding.ref, status=codes[span].tobytes(), age_ms=view_ages[span].tolist()
             )
         if request.return_features:
             for matrix in model.plan.matrices:

@@ -140,7 +140,13 @@ async def diff(config: Path, as_json: bool, exit_code: bool, before: str, after:
     help="The catalogue of before: what is deployed now. Without it, models and stored rows are checked alone.",
 )
 @click.option("--store/--no-store", "look", default=True, show_default=True, help="Look at rows that are stored.")
-@click.option("--rows-max", default=_ROWS_MAX, show_default=True, help="How many stored rows of a view to look at.")
+@click.option(
+    "--rows-max",
+    type=click.IntRange(min=1),
+    default=_ROWS_MAX,
+    show_default=True,
+    help="How many stored rows of a view to look at.",
+)
 @command
 async def check_catalogue(config: Path, as_json: bool, against: Path | None, look: bool, rows_max: int) -> None:
     """Check whether the catalogue would break readers, models or stored rows. Exits with 1 when it would."""

@@ -15,13 +15,17 @@ What is unusual in a message (a field twice, several ids, a value that has to be
 from being answered. A form belongs to the model that its request was bound to.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from gateway.inference import Model
+from gateway.plan.column import array_dtype
 from gateway.plan.plan import Binding
 from gateway.records.request import Caller, Id, Request
+from gateway.records.tensors import NUMPY
 from headrace.v1 import prediction_pb2 as pb
 from headrace.v1 import tensor_pb2
 
@@ -87,13 +91,14 @@ class Form:
         """The form of a request that was bound; None when it can be none."""
         try:
             form = cls(payload, model, request)
-        except _Unusual:
+        except (_Unusual, IndexError, ValueError):  # a field of another type than its own ends anywhere
             return None
         # What stands in the request is not what was bound when it had to be cast. Then there is no form.
         return form if form.request(request.caller, payload, request.arrived, request.deadline) == request else None
 
     def __init__(self, payload: bytes, model: Model, request: Request) -> None:
-        found = _find_holes(payload)
+        plan = model.plan
+        found = _find_holes(payload, {column.name: array_dtype(column.dtype) for column in plan.context})
         spans = sorted(found.values())
         edges = [0, *(edge for span in spans for edge in span), len(payload)]
         if not spans:
@@ -103,9 +108,9 @@ class Form:
         self.model = model
         self._holes = _cutter(spans)
         places = {field: spans.index(span) for field, span in found.items()}
-        integers = {name for name, dtype in model.plan.entities.items() if dtype == "int64"}
-        self._columns = [_column(binding, places, integers) for binding in model.plan.bindings]
-        self._context = [_place(places, ("context", column.name)) for column in model.plan.context]
+        integers = {name for name, dtype in plan.entities.items() if dtype == "int64"}
+        self._columns = [_column(binding, places, integers) for binding in plan.bindings]
+        self._context = [_place(places, ("context", column.name)) for column in plan.context]
         self._request_id = places.get(("request_id", ""))
         # The usual small request: one string, for one view.
         usual = len(spans) == 1 and len(self._columns) == 1 and not integers
@@ -180,14 +185,18 @@ _NUMBERS = {
 """Tensors of which any bytes are elements. (A BOOL is 0 or 1.)"""
 
 
-def _find_holes(payload: bytes) -> dict[_Field, _Span]:
+def _find_holes(payload: bytes, dtypes: Mapping[str, np.dtype[Any]]) -> dict[_Field, _Span]:
+    """Where the holes are. `dtypes` are those of the context columns: only what has the very same may vary, because
+    what has to be cast is not what stands in the request, even where its bytes are the same (as those of zeros are)."""
     holes: dict[_Field, _Span] = {}
     for number, _, span in _fields(payload, (0, len(payload))):
         if number == _REQUEST["entities"]:
             name, hole = _entity_hole(payload, span)
             field = ("entities", name)
         elif number == _REQUEST["context"]:
-            name, hole = _context_hole(payload, span)
+            name, dtype, hole = _context_hole(payload, span)
+            if dtypes.get(name) != NUMPY.get(dtype):
+                raise _Unusual
             field = ("context", name)
         elif number == _REQUEST["request_id"]:
             field, hole = ("request_id", ""), span
@@ -211,13 +220,15 @@ def _entity_hole(payload: bytes, span: _Span) -> tuple[str, _Span]:
     return payload[slice(*name)].decode(), ids[_VALUES]
 
 
-def _context_hole(payload: bytes, span: _Span) -> tuple[str, _Span]:
-    """The name of a tensor of numbers in raw bytes, and where they are."""
+def _context_hole(payload: bytes, span: _Span) -> tuple[str, int, _Span]:
+    """The name and dtype of a tensor of numbers in raw bytes, and where they are."""
     parts = _each_once(payload, span)
-    dtype = parts.get(_TENSOR["dtype"], (0, 0))
-    if not {_TENSOR["name"], _TENSOR["raw"]} <= parts.keys() or _unsigned(payload[slice(*dtype)]) not in _NUMBERS:
+    if not {_TENSOR["name"], _TENSOR["dtype"], _TENSOR["raw"]} <= parts.keys():
         raise _Unusual
-    return payload[slice(*parts[_TENSOR["name"]])].decode(), parts[_TENSOR["raw"]]
+    dtype = _unsigned(payload[slice(*parts[_TENSOR["dtype"]])])
+    if dtype not in _NUMBERS:
+        raise _Unusual
+    return payload[slice(*parts[_TENSOR["name"]])].decode(), dtype, parts[_TENSOR["raw"]]
 
 
 def _each_once(payload: bytes, span: _Span) -> dict[int, _Span]:
@@ -238,6 +249,8 @@ def _fields(payload: bytes, span: _Span) -> Iterator[tuple[int, int, _Span]]:
         if tag & 7 == _DELIMITED:
             start, size = _varint(payload, at)
             at = start + size
+            if at > end:
+                raise _Unusual
         elif tag & 7 == _VARINT:
             start = at
             at, _ = _varint(payload, at)

@@ -1,7 +1,8 @@
 """Settings: one YAML file, overridden by the environment. The only place that reads either.
 
 Each section is the options class of the room it belongs to, so a setting is documented where it is used. An environment
-variable is `HEADRACE_` and the path of the field with `__` between its parts, its value YAML: `HEADRACE_STORE__URL=…`.
+variable is `HEADRACE_` and the path of the field with `__` between its parts: `HEADRACE_STORE__URL=…`. Its value is
+taken as it is where the field is a string, and is YAML elsewhere.
 """
 
 import ipaddress
@@ -115,7 +116,8 @@ def _resolve_lists(content: dict[str, Any], folder: Path) -> None:
 
 
 class _Environment:
-    """The settings among the environment variables. Values are YAML, so that a list is `[a, b]`.
+    """The settings among the environment variables. Values are YAML, so that a list is `[a, b]`; for a field that is a
+    string they are the string, whatever is in it: a password may be `~`, `12345` or `a #b`.
 
     A variable that has no `__` in its name and is no setting is left alone: Kubernetes makes `HEADRACE_PORT` and others
     for a service called headrace.
@@ -131,8 +133,10 @@ class _Environment:
                 self._add(name, path, text)
 
     def _add(self, name: str, path: list[str], text: str) -> None:
+        value: Any = text
         try:
-            value = YAML(typ="safe").load(text)
+            if document.types_at(Settings, tuple(path)) != [str]:
+                value = YAML(typ="safe").load(text)
         except YAMLError as error:
             raise ConfigError([Problem(f"${name}", 0, "", "is not valid YAML")]) from error
         for part in reversed(path):
@@ -147,7 +151,12 @@ class _Environment:
         for path, name in self._names.items():
             if problem.field == path or problem.field.startswith((f"{path}.", f"{path}[")):
                 return replace(problem, file=f"${name}", line=0)
-        return problem
+        # A check of a whole section does not tell which of its fields is to blame, nor where that one was set.
+        inside = f"{problem.field}." if problem.field else ""
+        names = [f"${name}" for path, name in self._names.items() if path.startswith(inside)]
+        if not names:
+            return problem
+        return replace(problem, message=f"{problem.message} (from the environment: {', '.join(names)})")
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

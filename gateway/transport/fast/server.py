@@ -54,7 +54,9 @@ _PASS_MAX_S = 0.02
 cancellations and other connections wait that long. A pass that is full and quicker makes the next one larger."""
 _CLOSE_S = 1.0
 _LONE_CALLS = 2
-"""More calls in one pass, and the server is so busy that it does not sleep anyway."""
+_LONE_GAP_S = 20e-6
+"""More calls in one pass, or so soon after the last one, and the callers are not alone: while the loop sleeps, what
+they send next gathers to a larger pass."""
 
 
 class _HandlerCallDetails(NamedTuple):
@@ -84,6 +86,7 @@ class FastTransport:
         self._scheduled = False
         self._polling = False
         self._poll_until = 0.0
+        self._pass_ended = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
         self._certificates: Certificates | None = None
@@ -284,12 +287,15 @@ class FastTransport:
         self.admission.observe(now)
         if self._deadlines.next_due() < self._alarm_at:
             self._set_alarm(now)
-        if 0 < calls <= _LONE_CALLS and self.options.busy_poll_us:
-            self._busy_poll()
+        if calls:
+            ended = time.monotonic()
+            if calls <= _LONE_CALLS and now - self._pass_ended >= _LONE_GAP_S and self.options.busy_poll_us:
+                self._busy_poll(ended)
+            self._pass_ended = ended
 
-    def _busy_poll(self) -> None:
+    def _busy_poll(self, now: float) -> None:
         """Keep the loop from sleeping for a moment: what a lone caller sends next finds it awake, its caches warm."""
-        self._poll_until = time.monotonic() + self.options.busy_poll_us * 1e-6
+        self._poll_until = now + self.options.busy_poll_us * 1e-6
         if not self._polling:
             self._polling = True
             self.loop.call_soon(self._poll)

@@ -5,7 +5,8 @@ import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import TypeVar
+from functools import partial
+from typing import TypeVar, cast
 
 import pytest
 
@@ -19,6 +20,7 @@ from featureclient.store import (
     WatchLost,
     WatchRestored,
 )
+from featureclient.store.cluster import RedisClusterStore
 from featureclient.store.opening import StoreOptions, open_store
 from featureclient.store.replicas import ReadOptions
 from tests.redisfleet import Cluster, Server, running_cluster
@@ -240,6 +242,67 @@ async def test_replicas_are_read_and_what_they_have_not_is_asked_of_their_primar
             assert await until(lambda: store.read(KEYS)) == ROWS
         finally:
             behind.thaw()
+
+
+def _has(count: int, server: Server) -> bool:
+    return bool(server.call("DBSIZE") == count)
+
+
+async def read_from_replicas(store: OnlineStore, cluster: Cluster) -> None:
+    """Return when every replica is read. The first reads come before it is known that one follows its primary."""
+    give_up_at = time.monotonic() + WAIT_S_MAX
+    while not all("cmdstat_get" in server.info("INFO", "commandstats") for server in cluster.replicas):
+        assert await store.read(KEYS) == ROWS
+        assert time.monotonic() < give_up_at
+        await asyncio.sleep(0.02)
+
+
+async def test_what_a_replica_has_not_is_not_absent_when_there_is_no_time_for_the_primary(replicated: Cluster) -> None:
+    async with opened(replicated, ReadOptions(read_from="replica")) as store:
+        await read_from_replicas(store, replicated)
+        behind = replicated.replicas[0]
+        behind.call("CONFIG", "SET", "replica-read-only", "no")
+        behind.call("FLUSHALL")
+        key = next(key for key in KEYS if replicated.owner(key) is replicated.primaries[0])
+        why = ""
+        give_up_at = time.monotonic() + WAIT_S_MAX
+        while "nil is no answer" not in why:
+            assert time.monotonic() < give_up_at
+            read = asyncio.create_task(store.read([key]))
+            for _ in range(2):
+                await asyncio.sleep(0)
+            # A loop that is busy until the time of the read is over, while the nil waits to be read.
+            time.sleep(1.2 * TIMEOUT_S)  # noqa: ASYNC251
+            try:
+                assert await read == [ROWS[KEYS.index(key)]]
+            except StoreUnavailable as error:
+                why = str(error)
+            await asyncio.sleep(0.2)
+        assert await store.read(KEYS) == ROWS
+
+
+async def test_a_list_is_asked_of_the_primary_only_where_the_replica_has_not_all_of_it(replicated: Cluster) -> None:
+    async with opened(replicated, ReadOptions(read_from="replica")) as made:
+        store = cast("RedisClusterStore", made)
+        await read_from_replicas(store, replicated)
+        hashes = [f"hash{{{i}}}".encode() for i in range(20)]
+        for key in hashes:
+            replicated.owner(key).call("HSET", key, "a", "1", "b", "2")
+        for primary, replica in zip(replicated.primaries, replicated.replicas, strict=True):
+            replica.wait_until(partial(_has, primary.call("DBSIZE")))
+
+        def asked() -> list[str | None]:
+            stats = [server.info("INFO", "commandstats").get("cmdstat_hmget") for server in replicated.primaries]
+            return [None if stat is None else stat.split(",")[0] for stat in stats]
+
+        before = asked()
+        assert await store.query([("HMGET", key, "a", "b") for key in hashes]) == [[b"1", b"2"]] * 20
+        assert asked() == before
+        behind = replicated.replicas[0]
+        behind.call("CONFIG", "SET", "replica-read-only", "no")
+        behind.call("FLUSHALL")
+        assert await store.query([("HMGET", key, "a", "b") for key in hashes]) == [[b"1", b"2"]] * 20
+        assert asked() != before
 
 
 async def test_a_hedged_read_does_not_wait_for_a_replica_that_hangs(replicated: Cluster) -> None:

@@ -303,3 +303,15 @@ async def test_workers_end_with_the_computer_the_computer_and_a_caller_is_told()
             os.kill(pid, 0)
     with pytest.raises(RuntimeError, match="not open"):
         await rig.ask("v", "0")
+
+
+@pytest.mark.parametrize("function", ["leaves", "leaves_later"])
+async def test_a_function_that_wants_to_end_its_process_has_failed_and_no_more(function: str) -> None:
+    async with running(catalogue_of(v=python(function)), replace(OPTIONS, workers=1, breaker_failures=100)) as rig:
+        before = await rig.ask("v", "a")
+        for end, kind in (("exit", "SystemExit"), ("interrupt", "KeyboardInterrupt"), ("cancel", "CancelledError")):
+            failed = await rig.trouble("v", end)
+            assert isinstance(failed, ComputeFailed)
+            assert kind in str(failed)
+        assert await rig.ask("v", "a") == before, "the same process"
+        assert rig.computer.restarts == 0

@@ -4,7 +4,7 @@ import asyncio
 import struct
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TypeVar
 
@@ -22,7 +22,8 @@ from featureclient.store import (
 )
 from featureclient.store.opening import StoreOptions, open_store
 from featureclient.store.replicas import ReadOptions
-from tests.redisfleet import PRIMARY_NAME, SentinelFleet, running_sentinels
+from featureclient.store.sentinel import EPOCH_DOWN_S
+from tests.redisfleet import PRIMARY_NAME, SentinelFleet, Server, running_sentinels
 
 Result = TypeVar("Result")
 
@@ -68,6 +69,10 @@ async def until(attempt: Callable[[], Awaitable[Result]]) -> Result:
         except StoreUnavailable:
             assert time.monotonic() < give_up_at
             await asyncio.sleep(0.02)
+
+
+def _port(server: Server) -> bytes:
+    return str(server.port).encode()
 
 
 async def changed(changes: list[Change], keys: set[bytes]) -> None:
@@ -124,10 +129,63 @@ async def test_a_primary_that_hangs_is_followed_too_and_believed_no_more_when_it
 
 
 @pytest.mark.slow
+async def test_a_sentinel_alone_with_an_old_epoch_brings_nobody_back_to_the_old_primary(fleet: SentinelFleet) -> None:
+    first, second = fleet.sentinels
+    conf = first.folder / "conf"
+    old_conf = conf.read_text()
+    async with opened(fleet) as store:
+        old, new = fleet.primary, fleet.replica
+        old.freeze()
+        assert await until(lambda: store.write(KEYS, [row(2)] * 20, event_ms_max=LATEST)) == 20
+        assert new.call("GET", KEYS[0]) == row(2)
+        # It was away while the others failed over, and they are away when it and the old primary come back.
+        first.kill()
+        second.freeze()
+        conf.write_text(old_conf)
+        old.thaw()
+        first.start()
+        first.wait_until(lambda one: one.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", PRIMARY_NAME)[1] == _port(old))
+        written = 0
+        over_at = time.monotonic() + EPOCH_DOWN_S + 2.0
+        while time.monotonic() < over_at:
+            with suppress(StoreUnavailable):
+                written += await store.write([b"later"], [row(3)], event_ms_max=LATEST)
+            await asyncio.sleep(0.05)
+        assert written > 20
+        assert old.call("GET", "later") is None
+        second.thaw()
+
+
+@pytest.mark.slow
+async def test_sentinels_that_begin_their_epochs_anew_are_believed_in_the_end(fleet: SentinelFleet) -> None:
+    async with opened(fleet) as store:
+        old, new = fleet.primary, fleet.replica
+        # Refused (NOGOODSLAVE) until the Sentinel has heard enough of the replica.
+        fleet.sentinels[0].wait_until(lambda one: bool(one.call("SENTINEL", "FAILOVER", PRIMARY_NAME)))
+        new.wait_until(lambda one: one.info()["role"] == "master")
+        await until(lambda: store.write(KEYS, [row(4)] * 20, event_ms_max=LATEST))
+        for sentinel in fleet.sentinels:
+            sentinel.wait_until(
+                lambda one: one.call("SENTINEL", "GET-MASTER-ADDR-BY-NAME", PRIMARY_NAME)[1] == _port(new)
+            )
+        await asyncio.sleep(1.5)  # until the store has asked them
+        for sentinel in fleet.sentinels:
+            sentinel.call("SENTINEL", "REMOVE", PRIMARY_NAME)
+        new.call("REPLICAOF", "127.0.0.1", old.port)
+        old.call("REPLICAOF", "NO", "ONE")
+        for sentinel in fleet.sentinels:
+            sentinel.call("SENTINEL", "MONITOR", PRIMARY_NAME, "127.0.0.1", old.port, 2)
+        # A primary that says READONLY is not written to; which other one there is, is not believed at once.
+        assert await until(lambda: store.write(KEYS, [row(5)] * 20, event_ms_max=LATEST)) == 20
+        assert old.call("GET", KEYS[0]) == row(5)
+
+
+@pytest.mark.slow
 async def test_a_failover_that_somebody_wants_is_followed(fleet: SentinelFleet) -> None:
     async with opened(fleet) as store:
         old = fleet.primary
-        fleet.sentinels[0].call("SENTINEL", "FAILOVER", PRIMARY_NAME)
+        # Refused (NOGOODSLAVE) until the Sentinel has heard enough of the replica.
+        fleet.sentinels[0].wait_until(lambda one: bool(one.call("SENTINEL", "FAILOVER", PRIMARY_NAME)))
         event_ms = 1
         give_up_at = time.monotonic() + WAIT_S_MAX
         while old.info()["role"] == "master" or fleet.primary is old:

@@ -72,6 +72,23 @@ async def test_a_large_write_goes_in_many_runs(store: OnlineStore) -> None:
     assert await store.delete(keys) == 20
 
 
+async def test_a_row_does_not_wait_for_a_bulk_load(store: OnlineStore) -> None:
+    keys = [str(i).encode() for i in range(2000)]
+    bulk = asyncio.create_task(store.write(keys, [row(1)] * 2000, event_ms_max=LATEST))
+    await asyncio.sleep(0)
+    assert await store.write([b"a"], [row(1)], event_ms_max=LATEST) == 1
+    assert not bulk.done()
+    assert await bulk == 2000
+    assert await store.delete(keys) == 2000
+
+
+async def test_two_writes_of_one_round_trip_each_happen_in_their_order(store: OnlineStore) -> None:
+    keys = [b"a", b"b", b"c"]
+    writes = [store.write(keys, [row(1, str(i))] * 3, event_ms_max=LATEST) for i in range(50)]
+    assert await asyncio.gather(*writes) == [3] * 50
+    assert await store.read(keys) == [row(1, "49")] * 3
+
+
 @pytest.mark.parametrize(
     ("stored", "newer", "force", "stays"),
     [

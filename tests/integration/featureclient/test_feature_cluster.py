@@ -8,6 +8,9 @@ from contextlib import contextmanager
 
 import pytest
 
+from featureclient.client import FeatureClient
+from featureclient.events import Event, StoreRead, StoreWrite
+from featureclient.schema import Catalogue
 from featureclient.store import (
     UNREAD,
     AllChanged,
@@ -17,10 +20,13 @@ from featureclient.store import (
     PartlyRead,
     StoreRefused,
     StoreUnavailable,
+    WatchLost,
+    WatchRestored,
 )
+from featureclient.store.cluster_map import MAP_AGE_S, NODE_KEPT_S
 from featureclient.store.opening import StoreOptions, open_store
 from featureclient.store.slots import slot_of
-from tests.redisfleet import Cluster, Server
+from tests.redisfleet import Cluster, Server, running_cluster, running_server
 
 LATEST = 10_000
 WAIT_S_MAX = 10.0
@@ -230,6 +236,46 @@ async def test_changes_of_all_nodes_are_told(store: OnlineStore, redis_cluster: 
         await store.watch([b"hr:"], changes.append)
 
 
+async def test_nothing_is_read_of_no_keys(store: OnlineStore) -> None:
+    assert await store.read([]) == []
+    assert await store.read_primary([]) == []
+
+
+@pytest.mark.slow
+async def test_what_is_read_of_a_node_that_imports_its_first_slot_is_told_of() -> None:
+    key = KEYS[0]
+    with (
+        running_cluster() as cluster,
+        running_server(
+            "cluster-enabled yes", "cluster-config-file nodes.conf", "cluster-require-full-coverage no"
+        ) as joining,
+    ):
+        joining.call("CLUSTER", "MEET", "127.0.0.1", cluster.primaries[0].port)
+        for server in cluster.servers:
+            server.wait_until(lambda one: str(joining.port) in one.call("CLUSTER", "NODES").decode())
+        joining.wait_until(lambda one: one.info("CLUSTER", "INFO")["cluster_state"] == "ok")
+        slot, source = cluster.slot(key), cluster.owner(key)
+        joining_id = joining.call("CLUSTER", "MYID")
+        store = open_store(StoreOptions(cluster.url, timeout_s=2.0))
+        changes: list[Change] = []
+        try:
+            await store.write([key], [row(1)], event_ms_max=LATEST)
+            await store.watch([b"hr:{plane:"], changes.append)
+            joining.call("CLUSTER", "SETSLOT", slot, "IMPORTING", cluster.node_id(source))
+            source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", joining_id)
+            assert cluster.move_keys(slot, source, joining) == 1
+            assert await store.read([key]) == [row(1)]
+            await _until(lambda: WatchRestored() in changes)
+            assert any(isinstance(change, WatchLost) for change in changes)
+            # Longer than any other node is kept that only a redirection has named.
+            await asyncio.sleep(NODE_KEPT_S + 2 * MAP_AGE_S)
+            changes.clear()
+            assert await store.write([key], [row(2)], event_ms_max=LATEST) == 1
+            await _until(lambda: _keys(changes) == {key})
+        finally:
+            await store.close()
+
+
 async def _until(what: Callable[[], bool]) -> None:
     give_up_at = time.monotonic() + WAIT_S_MAX
     while not what():
@@ -239,3 +285,22 @@ async def _until(what: Callable[[], bool]) -> None:
 
 def _keys(changes: list[Change]) -> set[bytes]:
     return {key for change in changes if isinstance(change, KeysChanged) for key in change.keys}
+
+
+async def test_who_takes_a_node_for_a_single_server_is_told_so(redis_cluster: Cluster) -> None:
+    """By the read that fails, and by the event that says so."""
+    catalogue = Catalogue.parse(
+        "entities: {plane: {tailnum: string}}\nviews: {v@1: {entity: plane, columns: {a: int8}}}"
+    )
+    events: list[Event] = []
+    store = open_store(StoreOptions(redis_cluster.primaries[0].url))
+    async with FeatureClient(catalogue, store, on_event=events.append) as client:
+        for ids in (["a", "b", "c", "d"], ["e"], ["f"], ["g"], ["h"]):  # CROSSSLOT; MOVED, unless it is that node's
+            await client.read("v@1", ids)
+        with pytest.raises(StoreRefused, match=r"a node of a cluster: use redis\+cluster://"):
+            await client.write("v@1", {"tailnum": ["a", "b", "c"], "a": [1, 2, 3]})
+    told = [event for event in events if isinstance(event, StoreRead | StoreWrite) and event.error is not None]
+    assert {event.why.partition(" ")[0] for event in told} == {"CROSSSLOT", "MOVED"}
+    assert {event.why.rpartition(": this ")[2] for event in told} == {
+        "server is a node of a cluster: use redis+cluster://"
+    }

@@ -1,6 +1,8 @@
 """Combined rows follow their members, also while these are written."""
 
 import asyncio
+import contextlib
+import random
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from featureclient.client.combining import Combiner, NotCombined, combined_views
 from featureclient.load import LoadError, load_file
 from featureclient.load.combining import combine_all
 from featureclient.schema import Catalogue, InvalidTable, status
+from featureclient.store import StoreUnavailable
 from featureclient.store.redis import RedisOptions, RedisStore
 
 CATALOGUE = Catalogue.parse(
@@ -158,3 +161,35 @@ async def test_a_combined_view_is_not_written_itself(redis_url: str, tmp_path: P
             await client.write("all@1", {**keys(IDS[:1]), "x": [1]})
         with pytest.raises(LoadError, match="all@1 is a combined view: load a@1 and b@1 and c@1 instead"):
             await load_file(client, "all@1", file)
+
+
+async def test_writers_who_are_cancelled_leave_no_combined_row_behind(redis_url: str) -> None:
+    chance = random.Random(3)
+    async with client_of(redis_url) as client:
+        await client.write("c@1", {**keys(IDS[:1]), "y": [0.0]})
+        for turn in range(1, 40):
+            writing = asyncio.create_task(client.write("c@1", {**keys(IDS[:1]), "y": [float(turn)]}))
+            await asyncio.sleep(chance.random() * 0.002)
+            writing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await writing
+    async with client_of(redis_url) as client:
+        member, combined = await client.read("c@1", IDS[:1]), await client.read("all@1", IDS[:1])
+        assert combined.columns["y"].tolist() == member.columns["y"].tolist()
+
+
+async def test_a_write_that_is_applied_and_whose_answer_is_lost_is_combined(redis_url: str) -> None:
+    async with client_of(redis_url) as client:
+        await client.write("c@1", {**keys(IDS[:1]), "y": [1.0]})
+        store_write, lost = client.store.write, iter([True])
+
+        async def losing(*arguments: Any, **named: Any) -> int:
+            written = await store_write(*arguments, **named)
+            if next(lost, False):
+                raise StoreUnavailable("the answer is lost")
+            return written
+
+        client.store.write = losing  # type: ignore[method-assign]  # a seam: what a cut connection does
+        with pytest.raises(StoreUnavailable, match="the answer is lost"):
+            await client.write("c@1", {**keys(IDS[:1]), "y": [2.0]})
+        assert (await client.read("all@1", IDS[:1])).columns["y"].tolist() == [2.0]

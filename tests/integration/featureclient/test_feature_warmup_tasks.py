@@ -1,6 +1,7 @@
 """Warming on a real Redis: restarts that stay warm, counts of several replicas, files, budgets, schedules."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -224,6 +225,36 @@ async def test_garbage_in_the_store_is_counted_and_overwritten(opens: Opens) -> 
         assert len(await opened.warmer.load(5.0)) == 0
     assert await opened.warmer.save()
     assert [event.error for event in opened.said(CountsSaved)] == [None]
+
+
+async def test_ids_that_fit_their_entity_no_more_are_left_out(opens: Opens, redis_url: str) -> None:
+    async with FeatureClient(CATALOGUE, RedisStore(RedisOptions(redis_url))) as client:
+        await client.write("shop@1", {"shop": [7], "size": [1]})
+        opened = opens(Asked(lambda view, ids: client.warm(view, ids, client_until)), WarmupOptions(batch_ids=1))
+        client_until = time.monotonic() + 30
+        opened.warmer.hot.offer("shop@1", ["a", "b", "c", "d", "e"] * 9)
+        opened.warmer.hot.offer("shop@1", [7])
+        assert await opened.warmer.save()
+        warmed = await opened.warmer.warm_hottest(give_up_at=30)
+        assert (warmed.why, warmed.ids, warmed.cached, warmed.failures) == ("done", 1, 1, 0)
+        together = opens(Asked(lambda view, ids: client.warm(view, ids, client_until)), WarmupOptions())
+        warmed = await together.warmer.warm_hottest(give_up_at=30)
+        assert (warmed.why, warmed.ids, warmed.cached, warmed.failures) == ("done", 1, 1, 0)
+
+
+async def test_events_say_why(opens: Opens, tmp_path: Path) -> None:
+    opened = opens(Asked(), WarmupOptions())
+    await opened.warmer.warm_file(tmp_path / "none.txt")
+    (ended,) = opened.said(WarmingEnded)
+    assert isinstance(ended, WarmingEnded)
+    assert (ended.why, "there is no such file" in ended.problem) == ("failed", True)
+    away = Warmer(CATALOGUE, RedisStore(RedisOptions("redis://127.0.0.1:1")), Asked(), on_event=opened.events.append)
+    assert not await away.save()
+    await away.load(time.monotonic() + 5)
+    for event in (*opened.said(CountsSaved), *opened.said(CountsLoaded)):
+        assert isinstance(event, CountsSaved | CountsLoaded)
+        assert event.error == "StoreUnavailable"
+        assert "127.0.0.1:1" in event.why
 
 
 async def test_switched_off_nothing_is_read_or_saved(opens: Opens) -> None:

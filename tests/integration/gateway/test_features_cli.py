@@ -169,6 +169,10 @@ def test_check_counts_rows_that_are_not_sound(site: Site, redis_url: str) -> Non
     assert {finding["severity"] for finding in found["findings"]} == {"warning"}
     sample = json.loads(command(site, "check", "--json", "--rows-max", "1").stdout)
     assert sample["stored"]["item_stats@1"]["complete"] is False
+    for none in ("0", "-3"):
+        refused = command(site, "check", "--rows-max", none)
+        assert refused.exit_code == 2
+        assert "--rows-max" in refused.stderr
 
 
 def test_check_without_a_store(site: Site) -> None:

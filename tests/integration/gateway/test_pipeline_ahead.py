@@ -175,3 +175,32 @@ async def test_looking_is_bounded_and_paid_for(site: Site, redis_url: str) -> No
         told.ids.clear()
         asking.look([one._replace(ids=(bound.ids[0],))])
         assert told.ids == []
+
+
+async def test_long_ids_are_not_remembered(site: Site, redis_url: str) -> None:
+    """They may be refused by the client, and would take memory without a bound."""
+    async with opened(site, redis_url) as it:
+        told = Told()
+        ahead = ReadAhead(told)
+        views, both, alone = it.client.catalogue.views, it.models.latest("ranker"), it.models.latest("planes")
+        teaching, asking = ahead.of(both.plan, views), ahead.of(alone.plan, views)
+        assert teaching is not None
+        assert asking is not None
+        for tailnum in ("N" * 600, "N1"):
+            for _ in range(8):
+                bound = both.plan.bind(Asked({"tailnum": [tailnum], "route": [7]}, {}, {}, (), False), 10)
+                request = Request(Caller(), "ranker", "", 0.0, 9.0, 1, bound.ids, bound.context, (), (), False)
+                teaching.look([request])
+        for tailnum in ("N" * 600, "N1"):
+            bound = alone.plan.bind(Asked({"tailnum": [tailnum]}, {}, {}, (), False), 10)
+            request = Request(Caller(), "planes", "", 0.0, 9.0, 1, bound.ids, bound.context, (), (), False)
+            for _ in range(2):
+                asking.look([request])
+        assert set(told.ids) == {7}
+        assert [len(together) for together in ahead._together.values()] == [1]
+
+
+async def test_a_hint_that_cannot_be_followed_harms_nobody(site: Site, redis_url: str) -> None:
+    async with opened(site, redis_url) as it:
+        it.client.read_ahead(it.client.catalogue.view("plane_stats@1"), ["N" * 600, "N1"])
+        await it.ask("planes", {"tailnum": ["N1"]})

@@ -104,8 +104,28 @@ def test_a_transform_module_that_cannot_be_imported(site: Site, monkeypatch: pyt
 
 
 def test_environment_that_is_not_yaml(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HEADRACE_STORE__URL", "[")
-    with pytest.raises(ConfigError, match=r"\$HEADRACE_STORE__URL: is not valid YAML"):
+    monkeypatch.setenv("HEADRACE_GRPC__LISTEN", "[")
+    with pytest.raises(ConfigError, match=r"\$HEADRACE_GRPC__LISTEN: is not valid YAML"):
+        settings.load(site.config)
+
+
+@pytest.mark.parametrize("text", ["~", "&Secret1", "abc #def", "12345", "0123", "true", "!x", "'quoted'", "{a: b}", ""])
+def test_a_string_in_the_environment_is_taken_as_it_is(site: Site, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("HEADRACE_STORE__PASSWORD", text)
+    monkeypatch.setenv("HEADRACE_STOP_GRACE_S", "2.5")
+    loaded = settings.load(site.config)
+    assert loaded.store.password == text
+    assert loaded.stop_grace_s == 2.5
+
+
+def test_a_wrong_section_names_the_variables_that_set_some_of_it(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEADRACE_STORE__URL", "http://elsewhere")
+    monkeypatch.setenv("HEADRACE_WARMUP__REPLICA", "a")
+    with pytest.raises(ConfigError, match=r"store: url.* \(from the environment: \$HEADRACE_STORE__URL\)$"):
+        settings.load(site.config)
+    monkeypatch.setenv("HEADRACE_STORE__URL", "redis://elsewhere")
+    monkeypatch.setenv("HEADRACE_STOP_GRACE_S", "-1")
+    with pytest.raises(ConfigError, match=r"must not be negative \(from the environment: .*\$HEADRACE_STOP_GRACE_S"):
         settings.load(site.config)
 
 

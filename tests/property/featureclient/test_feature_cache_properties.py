@@ -84,7 +84,8 @@ class CacheMachine(RuleBasedStateMachine):
     def soft_end(self, one: str) -> float:
         """The first moment at which an id may be due."""
         row, read_at, jitter = self.known[one]
-        if read_at < self.lost_at:
+        # One that was read at that very moment may have been put before or after it.
+        if read_at <= self.lost_at:
             return 0.0
         return read_at + (ABSENT_S if row is None else SOFT_S) * (1 - JITTER_SHARE * jitter)
 

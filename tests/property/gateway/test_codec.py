@@ -76,6 +76,7 @@ def answers(draw: st.DrawFn) -> Answers:
         {"x": values(draw, "float32", (rows, 1)), "s": values(draw, "string", (rows,))},
         tuple(values(draw, "uint8", (rows,)) for _ in range(2)),
         tuple(values(draw, "int64", (rows,)) - 1 for _ in range(2)),
+        90,
         None,
     )
     arrays = [values(draw, spec.dtype, (rows, *spec.shape[1:])) for spec in outputs]  # type: ignore[arg-type]  # fixed here
@@ -103,7 +104,7 @@ def test_encoded_is_what_was_answered(answers: Answers) -> None:
         for position, view in enumerate(response.views):
             assert (view.alias, view.view) == ("ab"[position], "v@1")
             assert list(view.status) == answers.assembled.statuses[position][rows].tolist()
-            assert list(view.age_ms) == answers.assembled.ages_ms[position][rows].tolist()
+            assert list(view.age_ms) == answers.assembled.ages_ms()[position][rows].tolist()
         features = {tensor.name: to_array(tensor, "f") for tensor in response.features}
         if request.return_features:
             np.testing.assert_array_equal(features["a.c"], answers.assembled.inputs["x"][rows, 0])

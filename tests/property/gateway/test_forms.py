@@ -236,6 +236,29 @@ def test_what_is_cast_is_never_a_form() -> None:
     assert rig.outcome(made.SerializeToString())[1].ids[1] == [5]
 
 
+@pytest.mark.parametrize("dtype", ["<i4", "<u4", "<i8"])
+def test_zeros_of_another_dtype_are_cast_too(dtype: str) -> None:
+    """Cast or not, the bytes of a zero are the same: equality tells nothing."""
+    rig = Rig()
+    made = request(hour=0.0)
+    wide = {"<i4": "<i4", "<u4": "<u4", "<i8": "<i8"}[dtype]
+    made.context[0].CopyFrom(from_array("hour", np.array([0], wide)))
+    taste = np.array([[0, 1]], np.uint16)
+    made.context[1].CopyFrom(from_array("taste", taste))
+    rig.learn(made.SerializeToString())
+    assert not rig.knows(made.SerializeToString())
+    made.context[0].CopyFrom(from_array("hour", np.array([1000], wide)))
+    assert rig.outcome(made.SerializeToString())[1].context[0] == np.float32(1000).tobytes()
+
+
+@pytest.mark.parametrize("extra", [b"\x20\x0a", b"\x20\x80\x01", b"\x28\x0a", b"\x38\x7f", b"\x22\x00"])
+def test_a_field_of_another_type_than_its_own_is_no_form_and_no_error(extra: bytes) -> None:
+    rig = Rig()
+    payload = request().SerializeToString() + extra
+    for _ in range(3 * LEARNING):
+        assert rig.outcome(payload) == Rig().outcome(payload)
+
+
 def test_a_hole_that_is_not_unicode_is_told_as_ever() -> None:
     rig = Rig()
     payload = request("ann").SerializeToString()

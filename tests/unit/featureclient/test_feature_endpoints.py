@@ -1,8 +1,11 @@
 """What a url says about a server."""
 
+import traceback
+
 import pytest
 
 from featureclient.store.link import Endpoint
+from featureclient.store.opening import StoreOptions
 from featureclient.store.redis import RedisOptions
 
 
@@ -49,6 +52,9 @@ def test_tls_is_read_at_once() -> None:
         ("rediss://h?ssl_nonsense=1", "TLS options"),
         ("rediss://h?ssl_cert_reqs=perhaps", "TLS options"),
         ("redis://h?db=x", "db"),
+        ("redis://h:1/abc", "number of a database"),
+        ("redis://h:1/0/1", "number of a database"),
+        ("redis://h:70000", "port"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(url: str, says: str) -> None:
@@ -56,3 +62,17 @@ def test_what_cannot_be_meant_is_refused(url: str, says: str) -> None:
         Endpoint.of_url(url)
     with pytest.raises(ValueError, match=f"url: .*{says}"):
         RedisOptions(url)
+
+
+@pytest.mark.parametrize("password", ["secr#et", "secr/et", "secr?et", "12#secret", "1/secret", "1?secret", "secr[et"])
+@pytest.mark.parametrize("scheme", ["redis", "rediss", "redis+cluster", "redis+sentinel"])
+def test_a_password_that_ends_too_early_is_not_shown(scheme: str, password: str) -> None:
+    with pytest.raises(ValueError, match="percent-encode the password") as caught:
+        StoreOptions(f"{scheme}://ann:{password}@h:7000/0?primary=p")
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "secr" not in shown.split("Error: ", 1)[1]
+
+
+def test_the_last_at_sign_ends_a_password() -> None:
+    assert Endpoint.of_url("redis://ann:p@ss@h:7000").password == "p@ss"
+    assert StoreOptions("redis+cluster://ann:p@ss@h:7000").endpoint().password == "p@ss"

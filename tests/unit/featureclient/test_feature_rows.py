@@ -260,7 +260,7 @@ def test_ages_and_the_status_of_old_events() -> None:
     encoded = RowWriter(view, KeyCodec(view)).encode({"id": ["x", "y", "z"], "a": [1, 2, 3]}, times, NOW_MS)
     admitted = reader.admit(encoded.keys, encoded.values, 1.0, NOW_MS).rows
     block = block_of(view, [*admitted, reader.substitute(status.ABSENT)])
-    assert ages_ms(block, 11_000).tolist() == [10_000, -1, 0, -1]
+    assert ages_ms(block["event_ms"], 11_000).tolist() == [10_000, -1, 0, -1]
     assert [describe(one) for one in apply_age(view, block, 11_000)] == ["PRESENT"] * 3 + ["DEFAULTED (ABSENT)"]
     assert [describe(one) for one in apply_age(view, block, 11_001)] == [
         "STALE (EXPIRED)",

@@ -275,7 +275,7 @@ class TestAssemble:
         assert assembled.inputs["x"].dtype == np.float32
         assert assembled.inputs["maker"].tolist() == ["boeing", "airbus"]
         assert assembled.statuses[2].tolist() == [status.PRESENT, status.STALE | status.EXPIRED]
-        assert assembled.ages_ms[2].tolist() == [0, 60_001]
+        assert assembled.ages_ms()[2].tolist() == [0, 60_001]
 
     def test_two_requests_are_the_same_as_each_alone(self) -> None:
         one, two = request(self.plan, self.ask()), request(self.plan, self.ask())
