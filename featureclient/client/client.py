@@ -22,12 +22,11 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 from featureclient.cache import CacheSnapshot
-from featureclient.client import reading
 from featureclient.client.combining import Combiner, combined_views
 from featureclient.client.computing import Computes, Computing
 from featureclient.client.fetches import Done, Fetch, Settled
 from featureclient.client.options import ClientOptions
-from featureclient.client.reading import UNEXPECTED, Reading
+from featureclient.client.reading import UNEXPECTED, Reading, want_of
 from featureclient.client.rows import Rows, rows_of
 from featureclient.client.shared import Shared
 from featureclient.client.tier import Tier
@@ -221,8 +220,8 @@ class FeatureClient:
 
         Raises InvalidId, with its position in the ids of its view, before anything is queued.
         """
-        tiers = [reading.Ask(self._tier(ask.view), ask.ids, ask.rows, ask.callers) for ask in asks]
-        return self._reading.fetch(tiers, give_up_at, done, callers, compute_until)
+        wants = (want_of(self._tier(ask.view), ask.ids, ask.rows, ask.callers) for ask in asks)
+        return self._reading.fetch(wants, give_up_at, done, callers, compute_until)
 
     async def read(self, view: str | View, ids: Sequence[Id], timeout_s: float | None = None) -> Rows:
         """The rows of `ids`, in order, whether or not the store has them or answers: `Rows.status` tells.

@@ -18,9 +18,8 @@ Invariants
 import asyncio
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
-from featureclient.client.breaker import Breaker
+from featureclient.breaker import Breaker
 from featureclient.client.computing import Computing, NotThere
 from featureclient.client.fetches import Batch, Done, Fetch, Pending, Row, Settled, Waiter, Want
 from featureclient.client.shared import Shared
@@ -46,18 +45,6 @@ FEW_KEYS = 32
 FEW_KEYS_WAIT_S = 0.002
 """Beside a read that is under way, fewer keys than this wait so long for more to come, or for the read to end: each
 read has its price, and a server that is busy would make many small ones."""
-
-
-class Ask(NamedTuple):
-    """Rows of one view to be fetched: the Nones of `rows`, which `FeatureClient.lookup` gave for `ids`.
-
-    `callers[i]` is the number of the caller who wants `rows[i]`; None when there is only one.
-    """
-
-    tier: Tier
-    ids: Sequence[Id]
-    rows: list[Row]
-    callers: Sequence[int] | None = None
 
 
 class Reading:
@@ -104,14 +91,14 @@ class Reading:
         await asyncio.gather(*self._reads, return_exceptions=True)
 
     def fetch(
-        self, asks: Iterable[Ask], give_up_at: float, done: Done, callers: int, compute_until: float | None
+        self, wants: Iterable[Want], give_up_at: float, done: Done, callers: int, compute_until: float | None
     ) -> Fetch:
-        """Fill the Nones. Raises InvalidId before anything is queued."""
+        """Fill the places of `wants`, which is gone through, and may raise InvalidId, before anything is queued."""
         loop = self._loop
         if loop is None:
             raise RuntimeError("the client is not open: use `async with`")
         fetch = Fetch(give_up_at, done, callers, compute_until)
-        fetch.ask([want for want in map(_want, asks) if want.positions])
+        fetch.ask([want for want in wants if want.positions])
         settled = Settled()
         if not fetch.missing:
             loop.call_soon(self.tell, [(fetch, range(callers))])
@@ -134,7 +121,7 @@ class Reading:
     def refresh(self, tier: Tier, ids: Sequence[Id]) -> None:
         """Read rows again for the cache's sake. Nobody waits; where it fails, they are due again later."""
         until = self._monotonic() + self._options.read_timeout_s
-        self.fetch([Ask(tier, ids, [None] * len(ids))], until, lambda _: None, 1, until)
+        self.fetch([want_of(tier, ids, [None] * len(ids))], until, lambda _: None, 1, until)
 
     def _shed(self, want: Want, turned_away: Sequence[int], fetch: Fetch, settled: Settled) -> int:
         for i in turned_away:
@@ -344,9 +331,11 @@ class Reading:
                 asyncio.get_running_loop().call_exception_handler(context)
 
 
-def _want(ask: Ask) -> Want:
-    """What of it is missing, with keys. Raises InvalidId, naming the position in `ids`."""
-    tier, ids, rows, callers = ask
+def want_of(tier: Tier, ids: Sequence[Id], rows: list[Row], callers: Sequence[int] | None = None) -> Want:
+    """The Nones of `rows`, with keys; `callers[i]` wants `rows[i]`, the only caller where it is None.
+
+    Raises InvalidId, naming the position in `ids`.
+    """
     positions: Sequence[int] = [position for position, row in enumerate(rows) if row is None]
     missing = ids
     if len(positions) < len(ids):

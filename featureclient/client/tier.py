@@ -36,7 +36,7 @@ class Answered(NamedTuple):
 class Tier:
     """The parts of one view. `pending` has the batch of every id that a new caller may wait for."""
 
-    __slots__ = ("absent_row", "cache", "computes", "keys", "pending", "reader", "substitutes", "view", "writer")
+    __slots__ = ("cache", "computes", "keys", "pending", "reader", "substitutes", "view", "writer")
 
     def __init__(self, view: View, options: ClientOptions, cache_bytes_max: int, *, computes: bool = False) -> None:
         self.view = view
@@ -45,7 +45,6 @@ class Tier:
         self.keys = KeyCodec(view, options.id_bytes_max)
         self.reader = RowReader(view)
         self.writer = RowWriter(view, self.keys, options.bad_rows_max)
-        self.absent_row = self.reader.substitute(status.ABSENT)
         self.substitutes = {
             cause: self.reader.substitute(cause)
             for cause in (status.ABSENT, status.INVALID, status.UNREACHED, status.TIMED_OUT)
@@ -53,7 +52,7 @@ class Tier:
         self.cache = ViewCache(
             options.cache,
             cache_bytes_max,
-            self.absent_row,
+            self.substitutes[status.ABSENT],
             soft_age_s=_seconds(view.soft_age_ms),
             expire_s=_seconds(view.hard_age_ms),
         )

@@ -11,7 +11,6 @@ processes, in batches of any size up to `batch_rows_max`, and must give each id 
 """
 
 import asyncio
-import importlib
 import traceback
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from inspect import isawaitable
@@ -21,6 +20,7 @@ import numpy as np
 
 from featureclient.compute.programs import RunFailed, Unfit, key_columns
 from featureclient.schema import Id, PythonCompute, View
+from featureclient.schema.reference import BadReference, resolve
 
 
 class PythonProgram:
@@ -59,18 +59,13 @@ async def _awaited(table: Awaitable[Any]) -> Any:
 
 def resolved(reference: str, allowed: Collection[str]) -> Callable[..., Any]:
     """The function `module:name`, found in a module of the setting `compute_modules`. Raises Unfit."""
-    module_name, _, name = reference.partition(":")
-    if module_name not in allowed:
-        known = ", ".join(sorted(allowed)) or "none"
-        raise Unfit(f"module {module_name!r} is not in the setting compute_modules (it has: {known})")
     try:
-        module = importlib.import_module(module_name)
-    except BaseException as error:  # importing a module runs it, and it may raise anything
+        return resolve(reference, allowed, "compute_modules")
+    except BadReference as error:
+        raise Unfit(str(error)) from error
+    except BaseException as error:  # importing a module runs it, and it may even end the process
+        module_name = reference.partition(":")[0]
         raise Unfit(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        raise Unfit(f"module {module_name!r} has no function {name!r}")
-    return function  # type: ignore[no-any-return]  # what it gives is checked, row by row
 
 
 def _said(error: BaseException) -> str:

@@ -355,13 +355,16 @@ class Pipeline:
         except Exception as error:  # noqa: BLE001 - a bug of ours; a call that has its answer ignores this one
             self._refuse_all(answers.requests, error)
             return
-        self.rows_in_flight -= sum(map(_rows_of, answers.requests))
+        rows = sum(map(_rows_of, answers.requests))
+        self.rows_in_flight -= rows
         # What nobody waits for comes after the answers are sent, at the end of this turn of the loop.
         moments = (*computed, self.monotonic())
-        asyncio.get_running_loop().call_soon(self._observe, answers, batch, ran, moments)
+        asyncio.get_running_loop().call_soon(self._observe, answers, rows, batch, ran, moments)
 
-    def _observe(self, answers: Answers, batch: Batch, ran: Ran, moments: tuple[float, float, float]) -> None:
-        self.observe(_report(answers, sum(map(_rows_of, answers.requests)), batch, ran, moments))
+    def _observe(
+        self, answers: Answers, rows: int, batch: Batch, ran: Ran, moments: tuple[float, float, float]
+    ) -> None:
+        self.observe(_report(answers, rows, batch, ran, moments))
 
     def _reject(self, answers: Answers, rejected: npt.NDArray[np.bool_]) -> Answers:
         """Refuse the requests that have a rejected row; the answers of the others remain."""

@@ -1,12 +1,13 @@
 """User code in the path of a prediction: found in allow-listed modules only, and tried out before it serves."""
 
-import importlib
 from collections.abc import Callable, Collection, Mapping
 from typing import TypeAlias
 
 import numpy as np
 
 from featureclient.schema import DType
+from featureclient.schema.reference import BadReference
+from featureclient.schema.reference import resolve as function_of
 from gateway.plan.column import array_dtype
 from gateway.plan.expression import Expression
 from gateway.records.request import Array
@@ -23,18 +24,10 @@ def resolver(allowed: Collection[str]) -> Resolve:
     """Return a function that resolves `module:function` inside the modules of the setting `transform_modules`."""
 
     def resolve(reference: str) -> Function:
-        module_name, _, function_name = reference.partition(":")
-        if module_name not in allowed:
-            known = ", ".join(sorted(allowed)) or "none"
-            raise TransformError(f"module {module_name!r} is not in the setting transform_modules (it has: {known})")
         try:
-            module = importlib.import_module(module_name)
-        except Exception as error:  # importing a module runs it, and it may raise anything
-            raise TransformError(f"cannot import {module_name!r}: {type(error).__name__}: {error}") from error
-        function = getattr(module, function_name, None)
-        if not callable(function):
-            raise TransformError(f"module {module_name!r} has no function {function_name!r}")
-        return function  # type: ignore[no-any-return]  # what user code returns is checked by `Transform.run`
+            return function_of(reference, allowed, "transform_modules")
+        except BadReference as error:
+            raise TransformError(str(error)) from error
 
     return resolve
 

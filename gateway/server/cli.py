@@ -16,17 +16,11 @@ import click
 import grpc
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gateway.client import HeadraceClient, Prediction
 from gateway.server import settings as settings_file
-from gateway.server.command import CONFIG as _CONFIG
-from gateway.server.command import TARGET as _TARGET
-from gateway.server.command import command as _command
-from gateway.server.command import credentials as _credentials
-from gateway.server.command import stop as _stop
-from gateway.server.command import tls as _tls
+from gateway.server.command import CONFIG, TARGET, command, console, credentials, progress_bar, stop, tls
 from gateway.server.features_cli import features
 
 if TYPE_CHECKING:
@@ -34,7 +28,6 @@ if TYPE_CHECKING:
     from gateway.server.app import Gateway
 
 _FEATURE_ROWS_SHOWN = 6
-_PIPED_WIDTH = 160
 
 
 @click.group()
@@ -47,7 +40,7 @@ main.add_command(features)
 
 
 @main.command()
-@_CONFIG
+@CONFIG
 @click.option("--transport", type=click.Choice(["fast", "grpcio"]), help="Override the setting `transport`.")
 @click.option(
     "--log-level",
@@ -56,7 +49,7 @@ main.add_command(features)
     show_default=True,
     help="How much to say.",
 )
-@_command
+@command
 async def serve(config: Path, transport: str | None, log_level: str) -> None:
     """Serve predictions until SIGTERM or Ctrl-C."""
     from gateway.server.app import Gateway  # the other commands need none of the server
@@ -88,7 +81,7 @@ async def _until(stopping: asyncio.Event, gateway: "Gateway") -> None:
 
 
 @main.command()
-@_CONFIG
+@CONFIG
 @click.option("--view", required=True, help="The view, as plane_stats@1.")
 @click.option(
     "--from",
@@ -105,7 +98,7 @@ async def _until(stopping: asyncio.Event, gateway: "Gateway") -> None:
     help="A row that cannot be written: stop, or name it and load the rest.",
 )
 @click.option("--resume/--restart", default=True, show_default=True, help="Go on where an interrupted load stopped.")
-@_command
+@command
 async def load(config: Path, view: str, source: Path, on_bad_row: str, resume: bool) -> None:
     """Load rows of a feature view into the store."""
     from featureclient.client import FeatureClient
@@ -115,10 +108,9 @@ async def load(config: Path, view: str, source: Path, on_bad_row: str, resume: b
 
     settings = settings_file.load(config)
     catalogue = Catalogue.load(settings.catalogue)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     store = open_rows(settings.store, catalogue, RefusalLog())
     async with FeatureClient(catalogue, store, settings.features) as client:
-        with Progress(*columns, console=Console(stderr=True)) as progress:
+        with progress_bar() as progress:
             task = progress.add_task(view, total=None)
             report = await load_file(
                 client,
@@ -135,13 +127,13 @@ async def load(config: Path, view: str, source: Path, on_bad_row: str, resume: b
         f"{report.bad:,} bad" + (f" (resumed at row {report.resumed_at:,})" if report.resumed_at else "")
     )
     if report.stopped:
-        _stop("stopped at a bad row; mend the file and run again, or load the rest with --on-bad-row skip")
+        stop("stopped at a bad row; mend the file and run again, or load the rest with --on-bad-row skip")
 
 
 @main.command()
-@_CONFIG
+@CONFIG
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@_command
+@command
 async def models(config: Path, as_json: bool) -> None:
     """Load the models of a configuration, check them, and print what each takes and gives."""
     from featureclient.schema import Catalogue
@@ -152,7 +144,6 @@ async def models(config: Path, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps([_describe(model) for model in loaded], indent=2))
         return
-    console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
     table = Table("model", "version", "entities", "context", "views", "outputs")
     for model in loaded:
         table.add_row(
@@ -163,12 +154,12 @@ async def models(config: Path, as_json: bool) -> None:
             "\n".join(f"{binding.alias}: {binding.view.ref}" for binding in model.plan.bindings),
             "\n".join(map(str, model.signature.outputs)),
         )
-    console.print(table)
+    console().print(table)
 
 
 @main.command()
-@_TARGET
-@_tls
+@TARGET
+@tls
 @click.argument("model")
 @click.option("--entity", "-e", "entities", multiple=True, metavar="NAME=ID,ID", help="Ids of a request column.")
 @click.option(
@@ -180,7 +171,7 @@ async def models(config: Path, as_json: bool) -> None:
 @click.option("--version", "version", type=int, help="A version; the default is the server's.")
 @click.option("--features", is_flag=True, help="Show the inputs as the model saw them.")
 @click.option("--timeout-s", default=10.0, show_default=True, help="The deadline.")
-@_command
+@command
 async def predict(
     *,
     target: str,
@@ -199,7 +190,7 @@ async def predict(
 
     An id that is a decimal number is sent as an int64; write NAME=:ID for a string of digits.
     """
-    async with HeadraceClient(target, credentials=_credentials(ca, cert, key)) as client:
+    async with HeadraceClient(target, credentials=credentials(ca, cert, key)) as client:
         prediction = await client.predict(
             model,
             dict(_pair(text, _ids) for text in entities),
@@ -213,21 +204,21 @@ async def predict(
 
 
 @main.command()
-@_TARGET
-@_tls
+@TARGET
+@tls
 @click.option("--timeout-s", default=3.0, show_default=True, help="How long to wait.")
 def health(target: str, timeout_s: float, ca: Path | None, cert: Path | None, key: Path | None) -> None:
     """Exit with 0 when the gateway is ready to serve."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-    credentials = _credentials(ca, cert, key)
-    with grpc.secure_channel(target, credentials) if credentials else grpc.insecure_channel(target) as channel:
+    given = credentials(ca, cert, key)
+    with grpc.secure_channel(target, given) if given else grpc.insecure_channel(target) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(  # type: ignore[attr-defined]  # the stubs package leaves it out
                 health_pb2.HealthCheckRequest(), timeout=timeout_s
             )
         except grpc.RpcError as error:
-            _stop(f"{target}: {error.details()}")
+            stop(f"{target}: {error.details()}")
     serving = answer.status == health_pb2.HealthCheckResponse.SERVING
     click.echo(health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status))
     sys.exit(0 if serving else 1)
@@ -240,7 +231,7 @@ def demo(context: click.Context) -> None:
     try:
         from examples.flights.demo import main as run
     except ImportError as error:
-        _stop(f"the demo runs in a checkout of the repository with `pip install -e '.[demo]'` ({error})")
+        stop(f"the demo runs in a checkout of the repository with `pip install -e '.[demo]'` ({error})")
     run(context.args)
 
 

@@ -9,10 +9,13 @@ from typing import Any, NoReturn, ParamSpec
 import click
 import grpc
 import uvloop
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from featureclient.schema import FeatureError
 from gateway.client import CallFailed
 
+_PIPED_WIDTH = 160
 _P = ParamSpec("_P")
 
 CONFIG = click.option(
@@ -47,6 +50,17 @@ def stop(message: str) -> NoReturn:
     """End with a message and the exit status 1."""
     click.echo(f"headrace: {message}", err=True)
     sys.exit(1)
+
+
+def console() -> Console:
+    """Where tables go. Into a pipe they are as wide as they need to be."""
+    return Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
+
+
+def progress_bar() -> Progress:
+    """The bar of long work, on stderr."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
 
 
 def tls(command: Callable[_P, None]) -> Callable[_P, None]:

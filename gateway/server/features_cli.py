@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from featureclient.evolution import (
@@ -33,14 +31,13 @@ from featureclient.feast.registry import STRING_BYTES, Imported, ImportOptions, 
 from featureclient.schema import Catalogue, ConfigError, View
 from featureclient.store import OnlineStore, StoreError
 from gateway.server import settings as settings_file
-from gateway.server.command import CONFIG, TARGET, command, credentials, stop, tls
+from gateway.server.command import CONFIG, TARGET, command, console, credentials, progress_bar, stop, tls
 from gateway.server.pins import pins_of
 from gateway.server.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-_PIPED_WIDTH = 160
 _ROWS_MAX = 10_000
 _ROWS_PER_S = 20_000.0
 _SAYS = {"breaking": "bold red", "warning": "yellow", "note": "dim"}
@@ -73,7 +70,7 @@ async def list_views(config: Path, as_json: bool) -> None:
             said_ms(view.ttl_ms),
             ", ".join(pins.get(view.ref, {})) or "-",
         )
-    _console().print(table)
+    console().print(table)
 
 
 @features.command()
@@ -93,12 +90,12 @@ async def show(config: Path, as_json: bool, view: str) -> None:
         readers = [model for model, names in pins.get(found.ref, {}).items() if column.name in names]
         default = "-" if column.default is None else repr(column.default)
         columns.add_row(column.name, str(column.dtype), default, ", ".join(readers) or "-")
-    console = _console()
-    console.print(columns)
+    out = console()
+    out.print(columns)
     facts = Table(show_header=False, box=None)
     for name, value in _facts(found, pins).items():
         facts.add_row(name, value)
-    console.print(facts)
+    out.print(facts)
 
 
 @features.command()
@@ -201,7 +198,7 @@ async def drop(config: Path, view: str, dry_run: bool, yes: bool, rows_per_s: fl
             return
         if not yes and not await asyncio.to_thread(click.confirm, f"Delete {total:,} rows of {view}?", err=True):
             stop("nothing was deleted")
-        with _progress() as progress:
+        with progress_bar() as progress:
             task = progress.add_task(f"drop {view}", total=total)
             dropped = await drop_rows(
                 store, pattern, rows_per_s=rows_per_s, progress=lambda done: progress.update(task, completed=done)
@@ -223,7 +220,7 @@ async def combine(config: Path, view: str) -> None:
 
     settings, catalogue, _ = _opened(config)
     async with _store(settings, catalogue) as store, FeatureClient(catalogue, store, settings.features) as client:
-        with _progress() as progress:
+        with progress_bar() as progress:
             task = progress.add_task(f"combine {view}", total=None)
             done = await combine_all(
                 client, view, lambda looked_at, total: progress.update(task, completed=looked_at, total=total)
@@ -314,7 +311,7 @@ async def warm(
     batch_ids = min(BATCH_IDS_MAX, settings.predict.rows_max)
     pieces = IdFile(file, Catalogue.load(settings.catalogue), view, piece_ids=batch_ids).pieces()
     async with HeadraceClient(target, credentials=credentials(ca, cert, key)) as client:
-        with _progress() as progress:
+        with progress_bar() as progress:
             task = progress.add_task(f"warm {target}", total=None)
             warmed = await warm_gateway(
                 client,
@@ -444,7 +441,7 @@ def _print_changes(changes: Iterable[Change]) -> None:
     table = Table("what", "where", "field", "before", "after")
     for change in changes:
         table.add_row(change.kind, change.subject, change.field, _plain(change.before), _plain(change.after))
-    _console().print(table)
+    console().print(table)
 
 
 def _print_stored(catalogue: Catalogue, stored: dict[str, StoredRows]) -> None:
@@ -460,7 +457,7 @@ def _print_stored(catalogue: Catalogue, stored: dict[str, StoredRows]) -> None:
             or "-",
             "\n".join(f"{rows:,} {reason}" for reason, rows in found.invalid.items()) or "-",
         )
-    _console().print(table)
+    console().print(table)
 
 
 def _named(view: View | None, fingerprint: int) -> str:
@@ -473,12 +470,12 @@ def _named(view: View | None, fingerprint: int) -> str:
 
 
 def _print_findings(findings: Sequence[Finding]) -> None:
-    console = _console()
+    out = console()
     for finding in findings:
-        console.print(f"[{_SAYS[finding.severity]}]{finding.severity}[/] ", end="")
-        console.print(f"{finding.subject}: {finding.what}", markup=False, highlight=False)
+        out.print(f"[{_SAYS[finding.severity]}]{finding.severity}[/] ", end="")
+        out.print(f"{finding.subject}: {finding.what}", markup=False, highlight=False)
         for line in finding.advice.splitlines():
-            console.print(f"    {line}", markup=False, highlight=False)
+            out.print(f"    {line}", markup=False, highlight=False)
     if not findings:
         click.echo("nothing would break")
 
@@ -486,12 +483,3 @@ def _print_findings(findings: Sequence[Finding]) -> None:
 def _plain(text: str) -> str:
     """Brackets of a dtype are no markup."""
     return text.replace("[", "\\[")
-
-
-def _console() -> Console:
-    return Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
-
-
-def _progress() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))

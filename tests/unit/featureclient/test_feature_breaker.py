@@ -1,6 +1,6 @@
 """The breaker: when a store that failed is asked again."""
 
-from featureclient.client.breaker import Breaker
+from featureclient.breaker import Breaker
 
 
 def test_it_opens_after_failures_in_a_row_only() -> None:
