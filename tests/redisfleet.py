@@ -13,6 +13,7 @@ import random
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import time
@@ -125,6 +126,11 @@ class Server:
     def _signal(self, number: signal.Signals) -> None:
         assert self._process is not None
         os.kill(self._process.pid, number)
+
+
+def row(event_ms: int, text: str = "") -> bytes:
+    """Bytes that a store takes for a row with an event at that time."""
+    return struct.pack("<BBHIqII", 1, 0, 0, 7, event_ms, 0, 0) + text.encode()
 
 
 def answers(server: Server) -> bool:

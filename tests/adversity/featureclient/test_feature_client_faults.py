@@ -2,11 +2,9 @@
 
 import asyncio
 import os
-import shutil
 import signal
-import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,8 +18,8 @@ from featureclient.events import Event, ReadShed, StoreRead, StoreWrite
 from featureclient.schema import Catalogue, status
 from featureclient.store import StoreUnavailable
 from featureclient.store.redis import RedisOptions, RedisStore
-from tests.conftest import RedisServer, wait_until_ready
 from tests.faultproxy import FaultProxy
+from tests.ownredis import OwnRedis
 
 CATALOGUE = Catalogue.parse(
     "entities: {e: {k: string}}\nviews:\n  v@1: {entity: e, columns: {a: {dtype: int64, default: -1}}}\n"
@@ -32,59 +30,6 @@ STALE = status.STALE | status.UNREACHED
 BUDGET_S = 0.05
 # How much later than its budget an answer may come on a machine that is busy with other tests.
 LATE_S = 0.2
-
-
-class OwnRedis:
-    """A server of one test, to be killed, stopped and started again on the same socket."""
-
-    def __init__(self, binary: str, folder: Path) -> None:
-        self._server = RedisServer(binary, str(folder / "s"))
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return self._server.url
-
-    def start(self) -> None:
-        command = [self._server.binary, "--port", "0", "--unixsocket", self._server.socket, "--save", ""]
-        log = self._folder / "log"
-        self._process = subprocess.Popen([*command, "--dir", str(self._folder), "--logfile", str(log)])
-        wait_until_ready(self._process, self._server, log)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, number)
-
-
-@pytest.fixture
-def own_redis(redis_server: RedisServer, tmp_path: Path) -> Iterator[OwnRedis]:
-    # Not in tmp_path: the path of a socket has at most 107 bytes.
-    folder = Path("/tmp") / f"headrace-{os.getpid()}-{tmp_path.name[-12:]}"
-    folder.mkdir()
-    server = OwnRedis(redis_server.binary, folder)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()
-        shutil.rmtree(folder)
-
-
-@pytest.fixture
-async def proxy(redis_url: str, tmp_path: Path) -> AsyncIterator[FaultProxy]:
-    folder = Path("/tmp") / f"headrace-p-{os.getpid()}-{tmp_path.name[-12:]}"
-    folder.mkdir()
-    try:
-        async with FaultProxy(redis_url, folder) as made:
-            yield made
-    finally:
-        shutil.rmtree(folder)
 
 
 # Without a watch, whose beginning and end make rows be read again: it has tests of its own.

@@ -1,12 +1,11 @@
 """A cluster whose nodes die, hang, and are followed by their replicas."""
 
 import asyncio
-import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TypeVar, cast
+from typing import cast
 
 import pytest
 
@@ -23,17 +22,13 @@ from featureclient.store import (
 from featureclient.store.cluster import RedisClusterStore
 from featureclient.store.opening import StoreOptions, open_store
 from featureclient.store.replicas import ReadOptions
-from tests.redisfleet import Cluster, Server, running_cluster
-
-Result = TypeVar("Result")
+from tests.redisfleet import Cluster, Server, row, running_cluster
+from tests.waiting import until_available
 
 LATEST = 10_000
 TIMEOUT_S = 0.5
 WAIT_S_MAX = 20.0
-
-
-def row(event_ms: int, text: str = "") -> bytes:
-    return struct.pack("<BBHIqII", 1, 0, 0, 7, event_ms, 0, 0) + text.encode()
+until = partial(until_available, wait_s=WAIT_S_MAX)
 
 
 KEYS = [f"hr:{{plane:N{i:03}}}:stats:1".encode() for i in range(60)]
@@ -73,17 +68,6 @@ async def opened(cluster: Cluster, reads: ReadOptions | None = None) -> AsyncIte
         yield store
     finally:
         await store.close()
-
-
-async def until(attempt: Callable[[], Awaitable[Result]]) -> Result:
-    """Try until the store is there again. Trying is all it takes."""
-    give_up_at = time.monotonic() + WAIT_S_MAX
-    while True:
-        try:
-            return await attempt()
-        except StoreUnavailable:
-            assert time.monotonic() < give_up_at
-            await asyncio.sleep(0.02)
 
 
 def without(cluster: Cluster, dead: Server, owners: dict[bytes, Server]) -> list[object]:

@@ -1,14 +1,12 @@
 """Computed rows while the store is dead, hung or late, while the function fails or hangs, and at every bound."""
 
 import asyncio
-import os
-import shutil
 import signal
-import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +28,10 @@ from featureclient.events import (
 )
 from featureclient.schema import Catalogue, status
 from featureclient.store.redis import RedisOptions, RedisStore
+from tests import waiting
 from tests.computing import Gate
-from tests.conftest import RedisServer, wait_until_ready
 from tests.faultproxy import FaultProxy
+from tests.ownredis import OwnRedis
 
 ABSENT = status.DEFAULTED | status.ABSENT
 UNREACHED = status.DEFAULTED | status.UNREACHED
@@ -41,6 +40,7 @@ STALE = status.STALE | status.UNREACHED
 # What an answer may be late on a machine that is busy with other tests.
 LATE_S = 0.5
 SOON_S = 15.0
+soon = partial(waiting.soon, wait_s=SOON_S)
 OPTIONS = ClientOptions(
     cache=CacheOptions(expire_s=600.0, absent_expire_s=600.0),
     read_timeout_s=10.0,
@@ -62,59 +62,6 @@ views:
     on_missing: {mode}
     compute: {{python: "tests.computing:{function}"{more}}}
 """)
-
-
-class OwnRedis:
-    """A server of one test, to be killed, stopped and started again on the same socket."""
-
-    def __init__(self, binary: str, folder: Path) -> None:
-        self._server = RedisServer(binary, str(folder / "s"))
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return self._server.url
-
-    def start(self) -> None:
-        command = [self._server.binary, "--port", "0", "--unixsocket", self._server.socket, "--save", ""]
-        log = self._folder / "log"
-        self._process = subprocess.Popen([*command, "--dir", str(self._folder), "--logfile", str(log)])
-        wait_until_ready(self._process, self._server, log)
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait()
-
-    def signal(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, number)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    # Not in tmp_path: the path of a socket has at most 107 bytes.
-    folder = Path("/tmp") / f"headrace-c-{os.getpid()}-{tmp_path.name[-12:]}"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture
-def own_redis(redis_server: RedisServer, folder: Path) -> Iterator[OwnRedis]:
-    server = OwnRedis(redis_server.binary, folder)
-    server.start()
-    try:
-        yield server
-    finally:
-        server.kill()
-
-
-@pytest.fixture
-async def proxy(redis_url: str, folder: Path) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(redis_url, folder) as made:
-        yield made
 
 
 @pytest.fixture
@@ -158,13 +105,6 @@ async def opened(
             if options.watch:
                 await soon(lambda: client.watched)
             yield Opened(client, events)
-
-
-async def soon(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < give_up_at, "it did not come true in time"
-        await asyncio.sleep(0.002)
 
 
 async def soon_reads(it: Opened, one: str, expected: tuple[int, int]) -> None:

@@ -1,12 +1,10 @@
 """What is written by anybody is what a warm client reads, whatever happens to the server or to its news."""
 
 import asyncio
-import os
-import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ from featureclient.client import ClientOptions, FeatureClient
 from featureclient.events import Changed, Event, StoreRead, Watched
 from featureclient.schema import Catalogue, Id, status
 from featureclient.store.redis import RedisOptions, RedisStore
+from tests import waiting
 from tests.conftest import RedisServer
 from tests.faultproxy import FaultProxy
 
@@ -31,6 +30,7 @@ views:
 # Only news from the server can make a cached row new within such a test.
 LONG = ClientOptions(cache=CacheOptions(expire_s=600.0, absent_expire_s=600.0), read_timeout_s=5.0)
 SOON_S = 10.0
+soon = partial(waiting.soon, wait_s=SOON_S)
 
 
 @asynccontextmanager
@@ -41,13 +41,6 @@ async def opened(url: str, options: ClientOptions = LONG) -> AsyncIterator[tuple
         if options.watch:
             await soon(lambda: client.watched)
         yield client, events
-
-
-async def soon(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < give_up_at, "it did not come true in time"
-        await asyncio.sleep(0.002)
 
 
 async def value(client: FeatureClient, one: Id = "x", view: str = "v@1") -> int:
@@ -63,15 +56,6 @@ async def soon_reads(client: FeatureClient, expected: int, one: Id = "x", view: 
 
 def changed(events: list[Event]) -> int:
     return sum(event.rows for event in events if isinstance(event, Changed))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Iterator[Path]:
-    # Not in tmp_path: the path of a socket has at most 107 bytes.
-    folder = Path("/tmp") / f"headrace-f-{os.getpid()}-{tmp_path.name[-12:]}"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
 
 
 async def test_a_row_that_another_wrote_is_seen_and_nothing_else_is_read_again(redis_url: str) -> None:
@@ -126,10 +110,9 @@ async def test_rows_that_go_are_seen_to_be_gone(redis_url: str, redis_server: Re
 
 
 async def test_a_value_that_was_read_before_a_write_and_arrives_after_its_news_is_not_kept(
-    redis_url: str, folder: Path
+    redis_url: str, proxy: FaultProxy
 ) -> None:
     async with (
-        FaultProxy(redis_url, folder) as proxy,
         opened(proxy.url) as (reader, events),
         opened(redis_url) as (
             writer,
@@ -152,9 +135,8 @@ async def test_a_value_that_was_read_before_a_write_and_arrives_after_its_news_i
         assert await value(reader) == 2
 
 
-async def test_an_absence_that_was_read_before_a_write_is_not_kept_either(redis_url: str, folder: Path) -> None:
+async def test_an_absence_that_was_read_before_a_write_is_not_kept_either(redis_url: str, proxy: FaultProxy) -> None:
     async with (
-        FaultProxy(redis_url, folder) as proxy,
         opened(proxy.url) as (reader, events),
         opened(redis_url) as (
             writer,

@@ -1,11 +1,8 @@
 """Links and the store on them, while replies stall, are cut, trickle, or are no replies at all."""
 
 import asyncio
-import os
-import shutil
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
 
 import pytest
 import uvloop
@@ -19,18 +16,6 @@ from tests.redisfleet import Server, running_server
 LIMIT_S = 0.15
 # How much later than its limit an answer may come on a machine that is busy with other tests.
 LATE_S = 0.5
-
-
-@pytest.fixture
-async def proxy(redis_url: str, tmp_path: Path) -> AsyncIterator[FaultProxy]:
-    # Not in tmp_path: the path of a socket has at most 107 bytes.
-    folder = Path("/tmp") / f"headrace-l-{os.getpid()}-{tmp_path.name[-12:]}"
-    folder.mkdir()
-    try:
-        async with FaultProxy(redis_url, folder) as made:
-            yield made
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.fixture

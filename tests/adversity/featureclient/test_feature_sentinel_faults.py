@@ -1,12 +1,10 @@
 """A primary that dies, hangs or is degraded under two Sentinels; and Sentinels that are not there."""
 
 import asyncio
-import struct
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import TypeVar
 
 import pytest
 
@@ -23,17 +21,13 @@ from featureclient.store import (
 from featureclient.store.opening import StoreOptions, open_store
 from featureclient.store.replicas import ReadOptions
 from featureclient.store.sentinel import EPOCH_DOWN_S
-from tests.redisfleet import PRIMARY_NAME, SentinelFleet, Server, running_sentinels
-
-Result = TypeVar("Result")
+from tests.redisfleet import PRIMARY_NAME, SentinelFleet, Server, row, running_sentinels
+from tests.waiting import until_available
 
 LATEST = 10_000
 TIMEOUT_S = 0.5
 WAIT_S_MAX = 30.0
-
-
-def row(event_ms: int, text: str = "") -> bytes:
-    return struct.pack("<BBHIqII", 1, 0, 0, 7, event_ms, 0, 0) + text.encode()
+until = partial(until_available, wait_s=WAIT_S_MAX)
 
 
 KEYS = [f"hr:{{plane:N{i}}}:stats:1".encode() for i in range(20)]
@@ -58,17 +52,6 @@ async def opened(fleet: SentinelFleet, reads: ReadOptions | None = None) -> Asyn
         yield store
     finally:
         await store.close()
-
-
-async def until(attempt: Callable[[], Awaitable[Result]]) -> Result:
-    """Try until the store is there again. Trying is all it takes."""
-    give_up_at = time.monotonic() + WAIT_S_MAX
-    while True:
-        try:
-            return await attempt()
-        except StoreUnavailable:
-            assert time.monotonic() < give_up_at
-            await asyncio.sleep(0.02)
 
 
 def _port(server: Server) -> bytes:

@@ -1,9 +1,7 @@
 """Warming while its Redis is dead, slow, or answers with garbage: a start goes on, and counts are not lost."""
 
-import os
-import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,18 +16,6 @@ CATALOGUE = Catalogue.parse("entities: {e: {k: string}}\nviews:\n  v@1: {entity:
 VIEW = CATALOGUE.view("v@1")
 # How much later than its budget a warming may end on a machine that is busy with other tests.
 LATE_S = 1.0
-
-
-@pytest.fixture
-async def proxy(redis_url: str, tmp_path: Path) -> AsyncIterator[FaultProxy]:
-    # Not in tmp_path: the path of a socket has at most 107 bytes.
-    folder = Path("/tmp") / f"headrace-w-{os.getpid()}-{tmp_path.name[-12:]}"
-    folder.mkdir()
-    try:
-        async with FaultProxy(redis_url, folder) as made:
-            yield made
-    finally:
-        shutil.rmtree(folder)
 
 
 async def all_cached(_view: View, ids: Sequence[Id], _give_up_at: float) -> int:

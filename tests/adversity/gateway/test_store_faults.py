@@ -1,11 +1,9 @@
 """Redis down at the start, killed under a serving gateway, and back again: nobody has to restart anything."""
 
-import shutil
-import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -15,48 +13,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from featureclient.schema import status
 from gateway.client import BlockingClient, CallFailed, Prediction
-from tests.conftest import RedisServer
+from tests import waiting
+from tests.ownredis import OwnRedis
 from tests.running import Running, make_site, running, write_items, write_users
 
 UNREACHED = status.DEFAULTED | status.UNREACHED
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 SOON_S = 10.0
-
-
-class Redis:
-    """A server of this test alone, that can be killed and started again."""
-
-    def __init__(self, binary: str, folder: Path) -> None:
-        self.binary = binary
-        self.socket = folder / "redis.sock"
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"unix://{self.socket}"
-
-    def start(self) -> None:
-        command = [self.binary, "--port", "0", "--unixsocket", str(self.socket), "--save", "", "--appendonly", "no"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.wait()
-            self.process = None
-
-
-@pytest.fixture
-def redis(redis_server: RedisServer, tmp_path: Path) -> Iterator[Redis]:
-    folder = Path("/tmp") / f"headrace-{tmp_path.name[:20]}"  # a socket's path is at most 107 bytes
-    folder.mkdir(exist_ok=True)
-    server = Redis(redis_server.binary, folder)
-    try:
-        yield server
-    finally:
-        server.kill()
-        shutil.rmtree(folder)
+soon = partial(waiting.soon_blocking, wait_s=SOON_S)
 
 
 def health(gateway: Running, service: str = "") -> int:
@@ -73,19 +38,12 @@ def ready(gateway: Running) -> tuple[int, str]:
         return error.code, error.read().decode()
 
 
-def soon(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < give_up_at, "it did not come true in time"
-        time.sleep(0.02)
-
-
 def ask(client: BlockingClient, user: str, timeout_s: float = 5.0) -> Prediction:
     return client.predict("ranker", {"user": user, "item": 1}, {"hour": [0.0]}, timeout_s=timeout_s)
 
 
-def test_down_at_start_then_there(redis: Redis, tmp_path: Path) -> None:
-    site = make_site(tmp_path, redis.url)
+def test_down_at_start_then_there(stopped_redis: OwnRedis, tmp_path: Path) -> None:
+    site = make_site(tmp_path, stopped_redis.url)
     with running(site, wait_ready=False) as gateway, BlockingClient(gateway.target) as client:
         soon(lambda: "cannot be" in ready(gateway)[1] or "Error" in ready(gateway)[1])
         assert ready(gateway)[0] == 503
@@ -94,28 +52,28 @@ def test_down_at_start_then_there(redis: Redis, tmp_path: Path) -> None:
             ask(client, "u1")
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
         assert "has not reached its feature store yet" in caught.value.message
-        redis.start()
+        stopped_redis.start()
         soon(lambda: health(gateway) == SERVING)
         assert ready(gateway) == (200, "ready\n")
         assert ask(client, "u1").views["user"].status.tolist() == [status.DEFAULTED | status.ABSENT]
 
 
-def test_start_without_store(redis: Redis, tmp_path: Path) -> None:
-    site = make_site(tmp_path, redis.url)
+def test_start_without_store(stopped_redis: OwnRedis, tmp_path: Path) -> None:
+    site = make_site(tmp_path, stopped_redis.url)
     with running(site, {"start_without_store": True}) as gateway, BlockingClient(gateway.target) as client:
         assert health(gateway) == SERVING
         assert health(gateway, "headrace.store") == NOT_SERVING
         assert ask(client, "u1").views["user"].status.tolist() == [UNREACHED]
 
 
-def test_killed_warm_entities_are_served_and_recovery_needs_no_restart(redis: Redis, tmp_path: Path) -> None:
-    redis.start()
-    site = make_site(tmp_path, redis.url)
+def test_killed_warm_entities_are_served_and_recovery_needs_no_restart(stopped_redis: OwnRedis, tmp_path: Path) -> None:
+    stopped_redis.start()
+    site = make_site(tmp_path, stopped_redis.url)
     with running(site) as gateway, BlockingClient(gateway.target) as client:
         write_users(client, 5)
         write_items(client, 5)
         warm = ask(client, "u1")
-        redis.kill()
+        stopped_redis.kill()
         soon(lambda: health(gateway, "headrace.store") == NOT_SERVING)
         assert health(gateway) == SERVING
         assert ready(gateway)[0] == 200
@@ -130,20 +88,20 @@ def test_killed_warm_entities_are_served_and_recovery_needs_no_restart(redis: Re
             client.write_features("user_stats@1", {"user": "u9"}, {"age": np.float32([1])})
         assert caught.value.code is grpc.StatusCode.UNAVAILABLE
 
-        redis.start()
+        stopped_redis.start()
         soon(lambda: health(gateway, "headrace.store") == SERVING)
         write_users(client, 5)
         soon(lambda: ask(client, "u3").views["user"].status.tolist() == [status.PRESENT])
 
 
-def test_expired_rows_are_served_as_stale_while_the_store_is_away(redis: Redis, tmp_path: Path) -> None:
-    redis.start()
-    site = make_site(tmp_path, redis.url)
+def test_expired_rows_are_served_as_stale_while_the_store_is_away(stopped_redis: OwnRedis, tmp_path: Path) -> None:
+    stopped_redis.start()
+    site = make_site(tmp_path, stopped_redis.url)
     overrides = {"features": {"cache": {"expire_s": 0.05}}}
     with running(site, overrides) as gateway, BlockingClient(gateway.target) as client:
         write_users(client, 5)
         warm = ask(client, "u1")
-        redis.kill()
+        stopped_redis.kill()
         time.sleep(0.06)
         again = ask(client, "u1")
         assert again.views["user"].status.tolist() == [status.STALE | status.UNREACHED]

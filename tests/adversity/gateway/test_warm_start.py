@@ -1,12 +1,9 @@
 """A gateway that starts again has warm caches before it says that it serves; and it does say so in time."""
 
 import asyncio
-import os
-import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -33,18 +30,6 @@ SETTINGS = {
     "warmup": {"replica": "one", "budget_s": 60.0, "batch_ids": 64},
     "store": {"timeout_s": 30.0},
 }
-
-
-@pytest.fixture
-async def proxy(redis_url: str, tmp_path: Path) -> AsyncIterator[FaultProxy]:
-    # Not in tmp_path: the path of a socket has at most 107 bytes.
-    folder = Path("/tmp") / f"headrace-w-{os.getpid()}-{tmp_path.name[-12:]}"
-    folder.mkdir()
-    try:
-        async with FaultProxy(redis_url, folder) as made:
-            yield made
-    finally:
-        shutil.rmtree(folder)
 
 
 def served_before(site: Site) -> None:

@@ -1,7 +1,6 @@
 """What every OnlineStore has to do."""
 
 import asyncio
-import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +10,9 @@ import redis.asyncio
 
 from featureclient.store import OnlineStore, StoreRefused
 from featureclient.store.opening import StoreOptions, open_store
+from tests.redisfleet import row
 
 LATEST = 10_000
-
-
-def row(event_ms: int, text: str = "") -> bytes:
-    return struct.pack("<BBHIqII", 1, 0, 0, 7, event_ms, 0, 0) + text.encode()
 
 
 @dataclass(frozen=True, slots=True)

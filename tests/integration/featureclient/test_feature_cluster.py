@@ -1,7 +1,6 @@
 """Rows in a real cluster of three nodes: redirections, slots on the move, what is told of changes."""
 
 import asyncio
-import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
@@ -26,14 +25,10 @@ from featureclient.store import (
 from featureclient.store.cluster_map import MAP_AGE_S, NODE_KEPT_S
 from featureclient.store.opening import StoreOptions, open_store
 from featureclient.store.slots import slot_of
-from tests.redisfleet import Cluster, Server, running_cluster, running_server
+from tests.redisfleet import Cluster, Server, row, running_cluster, running_server
 
 LATEST = 10_000
 WAIT_S_MAX = 10.0
-
-
-def row(event_ms: int, text: str = "") -> bytes:
-    return struct.pack("<BBHIqII", 1, 0, 0, 7, event_ms, 0, 0) + text.encode()
 
 
 KEYS = [f"hr:{{plane:N{i:03}}}:stats:1".encode() for i in range(60)]

@@ -2,9 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from featureclient.compute import ComputeOptions, Computer
 from featureclient.events import ComputeDropped, ComputeRun, Event, StoreRead, StoreWrite
 from featureclient.schema import Catalogue, Id, status
 from featureclient.store.redis import RedisOptions, RedisStore
+from tests import waiting
 from tests.computing import Gate
 
 ABSENT = status.DEFAULTED | status.ABSENT
 LONG = ClientOptions(cache=CacheOptions(expire_s=600.0, absent_expire_s=600.0), read_timeout_s=20.0)
 UNWATCHED = replace(LONG, watch=False)
 SOON_S = 15.0
+soon = partial(waiting.soon, wait_s=SOON_S)
 
 
 def catalogue_of(**views: str) -> Catalogue:
@@ -82,13 +85,6 @@ async def plain(catalogue: Catalogue, redis_url: str) -> AsyncIterator[FeatureCl
     """Another client, of somebody who computes nothing."""
     async with FeatureClient(catalogue, RedisStore(RedisOptions(redis_url)), LONG) as client:
         yield client
-
-
-async def soon(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < give_up_at, "it did not come true in time"
-        await asyncio.sleep(0.002)
 
 
 async def soon_reads(it: Opened, one: Id, expected: tuple[int, int], view: str = "v@1") -> None:

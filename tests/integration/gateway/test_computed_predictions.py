@@ -1,7 +1,7 @@
 """Predictions from rows that are computed because no store had them, and rows that end at ages of their own."""
 
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +9,14 @@ import pytest
 
 from featureclient.schema import status
 from gateway.client import BlockingClient
+from tests import waiting
 from tests.computing import Gate
 from tests.running import Running, Site, make_site, running
 
 ABSENT = status.DEFAULTED | status.ABSENT
 THERE = {status.COMPUTED, status.PRESENT}
 SOON_S = 15.0
+soon = partial(waiting.soon_blocking, wait_s=SOON_S)
 VIEWS = """
 entities: {plane: {tailnum: string}}
 views:
@@ -65,13 +67,6 @@ def ask(client: BlockingClient, model: str, *ids: str, timeout_s: float = 10.0) 
 
 def metric(gateway: Running, name: str, **labels: str) -> float:
     return gateway.gateway.telemetry.registry.get_sample_value(f"headrace_{name}", labels) or 0.0
-
-
-def soon(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + SOON_S
-    while not condition():
-        assert time.monotonic() < give_up_at, "it did not come true in time"
-        time.sleep(0.005)
 
 
 def test_planes_that_were_never_loaded(site: Site) -> None:
