@@ -1,0 +1,1 @@
+"""Who gets which variant, and which variant is better. Pure: ids, labels and times are arguments."""
