@@ -115,15 +115,23 @@ class Features:
 
     def columns(self, flights: Flights, at_min: npt.NDArray[np.int64] | None = None) -> Columns:
         """Return `view.column` for each flight, float32, as of `at_min` or its departure; defaults where not known."""
+        known = self.known(flights, at_min)
+        defaults = {
+            f"{name}.{key}": value for name, view in self._views.items() for key, value in _defaults(view).items()
+        }
+        return {name: np.where(np.isnan(values), np.float32(defaults[name]), values) for name, values in known.items()}
+
+    def known(
+        self, flights: Flights, at_min: npt.NDArray[np.int64] | None = None
+    ) -> dict[str, npt.NDArray[np.float32]]:
+        """Return `view.column` for each flight, as `columns` does, with NaN where nothing was known."""
         at_min = flights.departed_min if at_min is None else at_min
-        filled: Columns = {}
+        known: dict[str, npt.NDArray[np.float32]] = {}
         for name, view in self._views.items():
             keys = _joined(self._keys(name, flights))
             values = self._weather(keys) if name == WEATHER else self._statistics(name, keys, at_min)
-            for column, default in _defaults(view).items():
-                array = values[column].astype(np.float32)
-                filled[f"{name}.{column}"] = np.where(np.isnan(array), np.float32(default), array)
-        return filled
+            known |= {f"{name}.{column}": values[column].astype(np.float32) for column in _defaults(view)}
+        return known
 
     def _keys(self, name: str, flights: Flights) -> list[npt.NDArray[np.generic]]:
         found = entity_columns(flights)
