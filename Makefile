@@ -23,6 +23,9 @@ BENCH := .venv/.installed-bench
 STUBS := .venv-stubs/.installed
 # The oldest grpcio that pyproject.toml allows; its generated code runs on every newer one.
 GRPC_TOOLS := grpcio-tools==1.72.1
+# The client of the Open Inference Protocol that users have. Its descriptors and ours cannot be in one process.
+OIP := .venv-oip/.installed
+TRITON_CLIENT := tritonclient[grpc]==2.73.0
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 
 .PHONY: demo test test-all check check-format check-lint check-types check-imports check-stubs check-api check-settings bench format \
@@ -32,10 +35,10 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 demo: $(DEMO)
 	@$(BIN)/headrace demo $(ARGS)
 
-test: $(DEV)
-	@$(PYTEST) -m "not slow and not needs_prometheus and not needs_postgres" $(ARGS)
+test: $(DEV) $(OIP)
+	@$(PYTEST) -m "not slow and not needs_prometheus and not needs_postgres and not needs_kafka" $(ARGS)
 
-test-all: $(DEV)
+test-all: $(DEV) $(OIP)
 	@$(PYTEST) $(ARGS)
 	@echo "Once more with PYTHONASYNCIODEBUG=1"
 	@PYTHONASYNCIODEBUG=1 $(PYTEST) -m "not slow" $(wildcard tests/integration tests/adversity tests/contract)
@@ -86,7 +89,7 @@ image-steps:
 	@PYTHON=$(PYTHON) tools/image_steps.sh
 
 clean:
-	rm -rf .venv .venv-stubs
+	rm -rf .venv .venv-stubs .venv-oip
 
 # The demo needs less than the tests, and a visitor waits less for it.
 $(DEMO): pyproject.toml | .venv/bin/python
@@ -108,6 +111,12 @@ $(STUBS): Makefile
 	@$(PYTHON) tools/require_python.py
 	@$(PYTHON) -m venv .venv-stubs
 	@.venv-stubs/bin/python $(PIP) '$(GRPC_TOOLS)'
+	@touch $@
+
+$(OIP): Makefile
+	@$(PYTHON) tools/require_python.py
+	@$(PYTHON) -m venv .venv-oip
+	@.venv-oip/bin/python $(PIP) '$(TRITON_CLIENT)'
 	@touch $@
 
 .venv/bin/python:

@@ -60,6 +60,16 @@ class ViewRows:
 
 
 @dataclass(frozen=True, slots=True)
+class Violation:
+    """A check that a row does not pass; `raw` is what the column held where a policy has replaced it."""
+
+    row: int
+    column: str
+    kinds: tuple[str, ...]
+    raw: Any = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prediction:
     """An answer. `outputs` and `features` are arrays whose first dimension is the row; `views` is by alias."""
 
@@ -72,6 +82,10 @@ class Prediction:
     views: Mapping[str, ViewRows]
     features: Mapping[str, Array]
     warnings: Sequence[str]
+    verdicts: npt.NDArray[np.uint8]
+    """What the checks did, a byte per row: 0 nothing, 1 flagged, 2 a value was replaced, 3 the fallback's outputs, 4
+    rejected. Empty where the server did not say."""
+    violations: Sequence[Violation] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +134,8 @@ class HeadraceClient:
         overrides: Mapping[str, npt.ArrayLike] | None = None,
         outputs: Sequence[str] = (),
         return_features: bool = False,
+        return_violations: bool = False,
+        priority: int = 0,
         request_id: str = "",
         timeout_s: float | None = 10.0,
     ) -> Prediction:
@@ -137,6 +153,8 @@ class HeadraceClient:
             request_id=request_id,
             outputs=outputs,
             return_features=return_features,
+            return_violations=return_violations,
+            priority=priority,
         )
         stub = prediction_pb2_grpc.PredictionServiceStub(self._open())
         response: prediction_pb2.PredictResponse = await _call(stub.Predict(request, timeout=timeout_s))
@@ -150,6 +168,8 @@ class HeadraceClient:
             {rows.alias: _view_rows(rows) for rows in response.views},
             _arrays(response.features),
             tuple(response.warnings),
+            np.frombuffer(response.verdicts, np.uint8),
+            tuple(map(_violation, response.violations)),
         )
 
     async def get_features(
@@ -301,6 +321,11 @@ def _feature_column(name: str, values: npt.ArrayLike) -> features_pb2.FeatureCol
 
 def _arrays(tensors: Sequence[tensor_pb2.Tensor]) -> dict[str, Array]:
     return {tensor.name: to_array(tensor, tensor.name) for tensor in tensors}
+
+
+def _violation(found: prediction_pb2.Violation) -> Violation:
+    raw = to_array(found.raw, found.column)[0] if found.HasField("raw") else None
+    return Violation(found.row, found.column, tuple(found.kinds), raw)
 
 
 def _view_rows(rows: tensor_pb2.ViewRows) -> ViewRows:

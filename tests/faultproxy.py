@@ -35,8 +35,14 @@ class FaultProxy:
         return f"unix://{self._path}"
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_unix_server(self._serve, self._path)
+        self._server = await self._listen()
         return self
+
+    async def _listen(self) -> asyncio.Server:
+        return await asyncio.start_unix_server(self._serve, self._path)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_unix_connection(self._backend)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -76,7 +82,7 @@ class FaultProxy:
         assert task is not None
         self._tasks.add(task)
         self.connections += 1
-        server, to_server = await asyncio.open_unix_connection(self._backend)
+        server, to_server = await self._connect()
         state = {"holding": False}
         up = asyncio.create_task(self._requests(client, to_server, state))
         down = asyncio.create_task(self._replies(server, to_client, state))
@@ -122,3 +128,23 @@ class FaultProxy:
             else:
                 to_client.write(data)
             await to_client.drain()
+
+
+class TcpFaultProxy(FaultProxy):
+    """The same on TCP, in front of a port of this machine."""
+
+    def __init__(self, backend_port: int) -> None:
+        super().__init__("", Path())
+        self._backend_port = backend_port
+
+    @property
+    def port(self) -> int:
+        assert self._server is not None
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def _listen(self) -> asyncio.Server:
+        return await asyncio.start_server(self._serve, "127.0.0.1", 0)
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection("127.0.0.1", self._backend_port)

@@ -35,3 +35,12 @@ async def until_available(attempt: Callable[[], Awaitable[Result]], wait_s: floa
         except StoreUnavailable:
             assert time.monotonic() < give_up_at
             await asyncio.sleep(0.02)
+
+
+def eventually(look: Callable[[], Result | None], wait_s: float = 20.0) -> Result:
+    """What `look` gives as soon as it is true."""
+    give_up_at = time.monotonic() + wait_s
+    while not (found := look()):
+        assert time.monotonic() < give_up_at, f"it did not come true in time: {found!r}"
+        time.sleep(0.02)
+    return found

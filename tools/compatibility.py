@@ -2,6 +2,7 @@
 
 `proto/released.binpb` is a FileDescriptorSet of the last released API. `make check` and a contract test compare it with
 the descriptors of headrace/: whatever was released must still be there, under its name and number, with its type.
+The Open Inference Protocol (headrace/inference) is not ours to promise and left out.
 Additions are free. After adding something on purpose, `make release-api` makes it part of what is promised.
 
 Descriptors are flattened into facts, a name and what is said about it; a change breaks clients exactly when a fact of
@@ -27,6 +28,7 @@ from google.protobuf.descriptor_pb2 import (
 
 import headrace
 
+STANDARD = "headrace.inference."
 RELEASED = Path(__file__).resolve().parent.parent / "proto" / "released.binpb"
 
 Fact: TypeAlias = tuple[str, str]
@@ -54,7 +56,7 @@ def current() -> FileDescriptorSet:
     """The descriptors inside the generated modules, in the order of their names."""
     files = FileDescriptorSet()
     for module in sorted(found.name for found in pkgutil.walk_packages(headrace.__path__, "headrace.")):
-        if module.endswith("_pb2"):
+        if module.endswith("_pb2") and not module.startswith(STANDARD):
             importlib.import_module(module).DESCRIPTOR.CopyToProto(files.file.add())
     return files
 

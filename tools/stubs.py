@@ -51,19 +51,22 @@ def generate() -> dict[str, str]:
     api = REPOSITORY / "proto"
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
-        run_protoc(api, sorted(api.rglob("*.proto")), out)
+        run_protoc(api, sorted((api / "headrace").rglob("*.proto")), out)
+        # The standard's files are in a folder of their own; their code is in headrace/ with the rest.
+        standard = api / "inference"
+        run_protoc(standard, sorted(standard.rglob("*.proto")), out, below="headrace/inference")
         for package in ("loadtest", "featureclient"):
             run_protoc(REPOSITORY, sorted((REPOSITORY / package).rglob("*.proto")), out)
         return {str(path.relative_to(out)): path.read_text() for path in sorted(out.rglob("*_pb2*"))}
 
 
-def run_protoc(root: Path, sources: list[Path], out: Path) -> None:
-    """Generate the code of `sources`, whose names on the wire are their paths below `root`."""
+def run_protoc(root: Path, sources: list[Path], out: Path, *, below: str = "") -> None:
+    """Generate the code of `sources`, whose names on the wire are their paths below `root`, after `below`."""
     descriptors = out / "descriptors"
     code = protoc.main(
         [
             "protoc",
-            f"--proto_path={root}",
+            f"--proto_path={below}={root}",
             f"--proto_path={resources.files('grpc_tools') / '_proto'}",
             f"--python_out={out}",
             f"--pyi_out={out}",

@@ -9,8 +9,11 @@ from featureclient.schema import status
 from featureclient.schema.view import View
 
 
-def ages_ms(event_ms: npt.NDArray[np.int64], now_ms: int) -> npt.NDArray[np.int64]:
-    """Milliseconds since each event, int64 [rows]; -1 where it is unknown, 0 where it is still to come."""
+def ages_ms(event_ms: npt.NDArray[np.int64], now_ms: int | npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Milliseconds since each event, int64 [rows]; -1 where it is unknown, 0 where it is still to come.
+
+    `now_ms` is one for all events, or one for each.
+    """
     # Four cheap operations: np.where with np.maximum inside costs a lone caller three times as much.
     ages: npt.NDArray[np.int64] = now_ms - event_ms
     np.maximum(ages, 0, out=ages)

@@ -1,99 +1,204 @@
-"""The model repository: `models/<name>/model.yaml` beside `models/<name>/<version>/model.onnx`.
+"""The model repository: what serves, and how that changes while it does.
 
-Loading finds every problem of every model before it gives up. A model is a graph, its plan, and its runner.
+    load, unload, refresh ─▶ one load at a time, in a thread ─▶ swap on the loop ─▶ on_swap ─▶ drained: retire
+
+Lookups read a snapshot that is never changed, only replaced; they take no lock and know nothing of loads.
+
+Invariants
+- A version that does not load, or fails its warm-up or its golden example, never serves, and takes nothing
+  away: what served goes on serving until all that replaces it is ready.
+- A change of a model's description is taken by all of its versions that serve, or by none.
+- Everything but a load itself happens on the loop. A load that takes too long is reported and goes on; no other load
+  begins before its end, and a stop does not wait for it.
+- A repository that cannot be read, or is empty, takes nothing away: that is a volume that went, and no wish.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import asyncio
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-import numpy as np
-
-from featureclient.schema import Catalogue, ConfigError, Problem, document
-from gateway.inference.cost import Cost
-from gateway.inference.runner import Runner
-from gateway.inference.session import InferenceOptions, Session, SessionError
-from gateway.plan import FeaturePlan, Manifest, PlanError, compile_plan
+from featureclient.schema import Catalogue, ConfigError, Problem
+from gateway.inference import layout
+from gateway.inference.layout import Stamp
+from gateway.inference.loading import Description, Loader, ModelsNotLoaded
+from gateway.inference.mirror import MirrorError
+from gateway.inference.model import Model, ModelState, Refused, State, Swap
+from gateway.inference.pinned import PinnedResolve
+from gateway.inference.session import InferenceOptions
 from gateway.plan.transform import Resolve
-from gateway.records.errors import ModelNotFound
-from gateway.records.request import Array
-from gateway.records.signature import Signature
+from gateway.records.errors import DeadlinePassed, ModelNotFound, Overloaded
+
+_EXPECTED = "model.yaml, or <name>/<number>/model.onnx"
+WAITING_MAX = 64
+"""Loads that wait for their turn. Beyond it they are refused."""
+STATES_MAX = 10_000
+"""Versions of which the end is remembered."""
+_NICENESS = 5
+"""How far a loading thread steps back from the loop. More would keep it from giving the GIL back on a busy core."""
+_log = logging.getLogger(__name__)
+_Result = TypeVar("_Result")
+_Key: TypeAlias = tuple[str, int]
+_Memos: TypeAlias = Mapping[int, tuple[Stamp, str]]
+"""Version -> what its files were when it failed, and why it did."""
+_WHOLE = -1
+"""Stands for the version where a model fails before its versions are looked at."""
 
 
-class ModelsNotLoaded(ConfigError):
-    """Models that cannot serve, with every problem found."""
+@dataclass(frozen=True, slots=True)
+class RepositoryOptions:
+    """How models get into the server and out of it."""
+
+    models_must_load: bool = True
+    """Start only when every model of the repository loads. Else the server starts with those that do."""
+    watch_models: bool = False
+    """Look for changes of the models' folder and load what is new, changed or gone."""
+    watch_debounce_ms: int = 1_600
+    """How long changes are gathered before they are looked at, milliseconds. A file that is still being written then
+    fails to load, never serves, and is looked at again when it changes again."""
+    watch_poll_s: float = 0.0
+    """Look at the folder every so many seconds instead of being told of changes: network file systems tell nothing.
+    0: be told."""
+    load_timeout_s: float = 300.0
+    """How long `load`, `unload` and `refresh` wait before they report that it takes too long, seconds. The load itself
+    goes on."""
+    mirror: str = ""
+    """`s3://`, `gs://`, `az://` or `https://` address whose models are copied into the models' folder before it is
+    read. Needs the extra `remote`."""
+    mirror_every_s: float = 60.0
+    """How often the mirrored address is looked at again while `watch_models` is on, seconds."""
+    mirror_options: Mapping[str, str] = field(default_factory=dict)
+    """Settings of the object store, as obstore names them: `{endpoint: ..., region: ...}`. Credentials are better left
+    to the environment."""
+
+    def __post_init__(self) -> None:
+        if self.watch_debounce_ms < 1:
+            raise ValueError("watch_debounce_ms must be at least 1")
+        if self.watch_poll_s < 0:
+            raise ValueError("watch_poll_s must not be negative")
+        if self.load_timeout_s <= 0 or self.mirror_every_s <= 0:
+            raise ValueError("load_timeout_s and mirror_every_s must be positive")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Model:
-    """One version of a model, ready to run."""
+class _Serving:
+    """A version that serves, and what its files were. Two loads are two of these."""
 
-    name: str
-    version: int
-    labels: tuple[str, ...]
-    plan: FeaturePlan
-    runner: Runner
-    signature: Signature
-
-    @property
-    def variant(self) -> str:
-        """What answers are attributed to when no experiment runs."""
-        return "default"
-
-    def __repr__(self) -> str:
-        return f"<Model {self.name}/{self.version} {self.runner!r}>"
+    model: Model
+    description: Stamp
+    files: Stamp
 
 
-class ModelRepository:
-    """The models that serve. Immutable once loaded."""
+class _Outcome(NamedTuple):
+    """What became of one model: what is to serve, what failed, and what the loads took."""
+
+    serving: Mapping[int, _Serving]
+    failed: _Memos
+    problems: Sequence[Problem]
+    fresh: Sequence[Model]
+    failed_now: int
+    """Of the failed, how many were tried and did not fail before, unchanged."""
+
+
+class LoadCounts:
+    """How loads of versions ended, for the metrics. `seconds` are those of loads that succeeded."""
+
+    def __init__(self) -> None:
+        self.loaded = 0
+        self.failed = 0
+        self.seconds = 0.0
+
+    def add(self, outcome: _Outcome) -> None:
+        """Count one pass over a model."""
+        self.loaded += len(outcome.fresh)
+        self.failed += outcome.failed_now
+        self.seconds += sum(model.facts.loaded_s for model in outcome.fresh)
+
+
+class _Snapshot:
+    """What serves at one moment."""
+
+    __slots__ = ("labels", "latest", "models")
 
     def __init__(self, models: Mapping[str, Mapping[int, Model]]) -> None:
-        self._models = models
-        self._latest = {name: versions[max(versions)] for name, versions in models.items()}
-        self._labels = {
+        self.models = {name: versions for name, versions in models.items() if versions}
+        self.latest = {name: versions[max(versions)] for name, versions in self.models.items()}
+        self.labels = {
             (name, label): model
-            for name, versions in models.items()
+            for name, versions in self.models.items()
             for model in versions.values()
             for label in model.labels
         }
 
+
+class ModelRepository:
+    """The models that serve."""
+
+    def __init__(self, loader: Loader, options: RepositoryOptions) -> None:
+        """Serves nothing until something is loaded. `ModelRepository.open` is the usual way."""
+        self.on_swap: list[Callable[[Swap], None]] = []
+        """Called on the loop after each change. Whoever is called last has seen to the others."""
+        self.fetch: Callable[[], object] | None = None
+        """What brings the folder up to date before it is looked at; it may block, and raise MirrorError."""
+        self.options = options
+        self.counts = LoadCounts()
+        self._loader = loader
+        self._serving: dict[str, Mapping[int, _Serving]] = {}
+        self._failed: dict[_Key, tuple[Stamp, str]] = {}
+        self._unloaded: set[str] = set()
+        self._states: dict[_Key, ModelState] = {}
+        self._snapshot = _Snapshot({})
+        self._turn = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Sequence[Problem]]] = set()
+        self._busy_with = ""
+        self._closed = False
+
     @classmethod
-    def load(
+    def open(
         cls,
         root: Path,
         catalogue: Catalogue,
         resolve: Resolve,
-        options: InferenceOptions,
+        inference: InferenceOptions,
+        options: RepositoryOptions | None = None,
     ) -> "ModelRepository":
         """Load every model under `root`. Takes long: run it in a thread. Raises `ModelsNotLoaded`."""
-        problems: list[Problem] = []
-        models: dict[str, dict[int, Model]] = {}
-        folders = sorted(path.parent for path in root.glob("*/model.yaml"))
-        if not folders:
-            raise ModelsNotLoaded((Problem(str(root), 0, "models", "no model here: expected <name>/model.yaml"),))
-        for folder in folders:
-            loader = _Loader(folder, catalogue, resolve, options)
-            try:
-                models[folder.name] = loader.load()
-            except ConfigError as error:
-                problems += error.problems
-        if problems:
-            raise ModelsNotLoaded(tuple(problems))
-        return cls(models)
+        loader = Loader(root, catalogue, PinnedResolve(resolve), inference)
+        repository = cls(loader, options or RepositoryOptions())
+        problems = repository._load_all()
+        loader.hot = True
+        loader.fallbacks = repository._fallbacks
+        if problems and repository.options.models_must_load:
+            repository.close()
+            raise ModelsNotLoaded(problems)
+        return repository
 
     def __iter__(self) -> Iterator[Model]:
-        return (model for versions in self._models.values() for model in versions.values())
+        return (model for versions in self._snapshot.models.values() for model in versions.values())
+
+    def __repr__(self) -> str:
+        serving = ", ".join(f"{model.name}/{model.version}" for model in self) or "nothing"
+        return f"<ModelRepository {serving}{f', loading {self._busy_with}' if self._busy_with else ''}>"
+
+    # ── Lookups ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def latest(self, name: str) -> Model:
         """The highest version of a model."""
-        model = self._latest.get(name)
+        model = self._snapshot.latest.get(name)
         if model is None:
             raise self._unknown(name)
         return model
 
     def version(self, name: str, version: int) -> Model:
         """One version of a model."""
-        versions = self._models.get(name)
+        versions = self._snapshot.models.get(name)
         if versions is None:
             raise self._unknown(name)
         model = versions.get(version)
@@ -103,93 +208,392 @@ class ModelRepository:
 
     def labelled(self, name: str, label: str) -> Model:
         """The version of a model that carries a label."""
-        model = self._labels.get((name, label))
+        snapshot = self._snapshot
+        model = snapshot.labels.get((name, label))
         if model is not None:
             return model
-        if name not in self._models:
+        if name not in snapshot.models:
             raise self._unknown(name)
-        known = _listed([key[1] for key in self._labels if key[0] == name])
+        known = _listed([key[1] for key in snapshot.labels if key[0] == name])
         raise ModelNotFound(f"model {name} has no label {label[:64]!r} (it has: {known})")
 
+    def states(self) -> Sequence[ModelState]:
+        """Every version that is known, in order: those that serve, those that do not, and why. For any thread."""
+        return sorted(self._states.copy().values())
+
     def _unknown(self, name: str) -> ModelNotFound:
-        return ModelNotFound(f"no model {name[:64]!r} (there are: {_listed(self._models)})")
+        return ModelNotFound(f"no model {name[:64]!r} (there are: {_listed(self._snapshot.models)})")
+
+    # ── Changes ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def load(self, name: str) -> None:
+        """Load a model, or what has changed of it, and have it serve. Versions that failed before are tried again.
+
+        Raises ModelNotFound where there is no such folder, ModelsNotLoaded with what is wrong, Overloaded where too
+        many loads wait, and DeadlinePassed after `load_timeout_s`; what was begun then goes on.
+        """
+        _checked(name)
+
+        async def load() -> Sequence[Problem]:
+            return [*await self._fetch(), *await self._change(name, explicit=True)]
+
+        problems = await self._in_turn(f"load {name}", load)
+        if problems:
+            raise ModelsNotLoaded(problems)
+
+    async def unload(self, name: str) -> None:
+        """Have a model serve no more. It stays away until it is asked for by `load`. Raises as that does."""
+        _checked(name)
+
+        async def unload() -> Sequence[Problem]:
+            if name not in self._serving:
+                raise self._unknown(name)
+            self._unloaded.add(name)
+            self._swap(name, {})
+            return ()
+
+        await self._in_turn(f"unload {name}", unload)
+
+    async def refresh(self) -> Sequence[Problem]:
+        """Take what is new, changed or gone in the repository. Returns what does not load; what serves goes on."""
+        return await self._in_turn("refresh", self._refresh)
+
+    def retire(self, model: Model) -> None:
+        """A removed model has answered everything it took in: give back what it holds."""
+        model.runner.close()
+        key = (model.name, model.version)
+        state = self._states.get(key)
+        if state is not None and state.state == "UNLOADING":
+            self._set(key, "UNAVAILABLE", "unloaded")
+
+    def _fallbacks(self) -> dict[str, str]:
+        """Model -> the one that answers for it, of the newest versions."""
+        latest = [(name, model.checks) for name, model in self._snapshot.latest.items()]
+        return {name: checks.fallback_model for name, checks in latest if checks and checks.fallback_model}
 
     def close(self) -> None:
-        """Give the worker threads back."""
+        """Give the worker threads back. A load in progress is left to itself."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
         for model in self:
             model.runner.close()
 
+    async def _in_turn(self, what: str, change: "Callable[[], _Change]") -> Sequence[Problem]:
+        if len(self._tasks) >= WAITING_MAX:
+            raise Overloaded(f"{len(self._tasks)} loads wait already, now: {self._busy_with}", limit="WAITING_MAX")
 
-class _Loader:
-    """Loads the versions of one model."""
+        async def run() -> Sequence[Problem]:
+            async with self._turn:
+                self._busy_with = what
+                try:
+                    return await change()
+                finally:
+                    self._busy_with = ""
+
+        task = asyncio.create_task(run(), name=f"headrace-models: {what}")
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+        # A caller that leaves does not end what it began: somebody else may wait for the same.
+        await asyncio.wait([task], timeout=self.options.load_timeout_s)
+        if not task.done():
+            now = f"; {self._busy_with} is in progress" if self._busy_with != what else ""
+            raise DeadlinePassed(f"{what} takes longer than load_timeout_s={self.options.load_timeout_s:g} s{now}")
+        return task.result()
+
+    def _done(self, task: asyncio.Task[Sequence[Problem]]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.debug("%s: %s", task.get_name(), error)
+
+    async def _fetch(self) -> list[Problem]:
+        """Bring the folder up to date. Where that fails, what is there is what there is."""
+        if self.fetch is not None:
+            try:
+                await _in_thread(self.fetch)
+            except MirrorError as error:
+                _log.error("the models' folder is not up to date: %s", error)
+                return [Problem(str(self._loader.root), 0, "repository.mirror", str(error))]
+        return []
+
+    async def _refresh(self) -> Sequence[Problem]:
+        problems = await self._fetch()
+        try:
+            there = await _in_thread(self._names)
+        except OSError as error:
+            return [*problems, *self._gone(str(error.strerror or error))]
+        for name in there:
+            if name not in self._unloaded:
+                problems += await self._change(name, explicit=False)
+        gone = [name for name in self._serving if name not in there]
+        if gone and not there:
+            return [*problems, *self._gone("there is no model in it")]
+        for name in gone:
+            _log.info("the files of model %s are gone: it serves no more", name)
+            self._swap(name, {})
+        return problems
+
+    def _names(self) -> list[str]:
+        """The folders in which there is something of a model, be it wrong."""
+        root = self._loader.root
+        return [name for name in layout.names(root) if layout.has_model(root, name)]
+
+    def _gone(self, why: str) -> Sequence[Problem]:
+        problem = Problem(str(self._loader.root), 0, "", f"the repository cannot be read ({why}); what serves goes on")
+        _log.error("%s", problem)
+        return [problem]
+
+    async def _change(self, name: str, *, explicit: bool) -> Sequence[Problem]:
+        """Bring one model to what its folder says."""
+        serving = self._serving.get(name, {})
+        failed = {} if explicit else {key[1]: memo for key, memo in self._failed.items() if key[0] == name}
+        loop = asyncio.get_running_loop()
+
+        def loading(version: int) -> None:
+            if version not in serving:
+                loop.call_soon_threadsafe(self._set, (name, version), "LOADING", "")
+
+        outcome = await _in_thread(lambda: self._attempt(name, serving, failed, loading))
+        if outcome is None:
+            if explicit:
+                raise ModelNotFound(f"the repository has no folder of a model {name!r}")
+            return ()
+        if self._closed:
+            for model in outcome.fresh:
+                model.runner.close()
+            return ()
+        if explicit:
+            self._unloaded.discard(name)
+        self._swap(name, outcome.serving)
+        self._remember(name, outcome)
+        return outcome.problems
+
+    def _load_all(self) -> list[Problem]:
+        """What `open` does, before there is a loop: load everything once, and find every problem."""
+        try:
+            there = layout.names(self._loader.root)
+        except OSError as error:
+            return [Problem(str(self._loader.root), 0, "models", f"cannot be read: {error.strerror or error}")]
+        problems: list[Problem] = []
+        for name in there:
+            outcome = self._attempt(name, {}, {}, lambda version: None)
+            if outcome is not None:
+                if outcome.serving:
+                    self._serving[name] = outcome.serving
+                self._remember(name, outcome, said=self.options.models_must_load)
+                problems += outcome.problems
+        if not self._serving and not problems:
+            problems.append(Problem(str(self._loader.root), 0, "models", f"no model here: expected <name>/{_EXPECTED}"))
+        self._snapshot = self._taken()
+        return problems
+
+    # ── Loads: in a thread, with nothing of the repository but what they are given ──────────────────────────────────
+
+    def _attempt(
+        self, name: str, serving: Mapping[int, _Serving], failed: _Memos, loading: Callable[[int], None]
+    ) -> _Outcome | None:
+        """Load what is new or changed of a model, but what is in `failed` and unchanged. None: no such folder."""
+        stamp: Stamp = ()
+        try:
+            entry = layout.look(self._loader.root, name)
+            if entry is None:
+                return None
+            stamp = entry.whole_stamp
+            memo = failed.get(_WHOLE)
+            if memo is not None and memo[0] == stamp:
+                return _Outcome(serving, {_WHOLE: memo}, (), (), 0)
+            described = self._loader.describe(entry)
+        except ConfigError as error:
+            problems: Sequence[Problem] = error.problems
+        except (Refused, OSError) as error:
+            problems = [Problem(str(self._loader.root / name), 0, "", str(error))]
+        else:
+            return _Reload(self._loader, described, serving, failed, loading).outcome()
+        memo = (stamp, "; ".join(map(str, problems)))
+        if failed.get(_WHOLE) == memo:  # it has been said
+            return _Outcome(serving, {_WHOLE: memo}, (), (), 0)
+        return _Outcome(serving, {_WHOLE: memo}, problems, (), 1)
+
+    # ── On the loop ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _swap(self, name: str, serving: Mapping[int, _Serving]) -> None:
+        """The moment of the change."""
+        before = self._serving.get(name, {})
+        added = [new.model for version, new in serving.items() if before.get(version) is not new]
+        removed = [old.model for version, old in before.items() if serving.get(version) is not old]
+        if not added and not removed:
+            return
+        if serving:
+            self._serving[name] = serving
+        else:
+            self._serving.pop(name, None)
+        self._snapshot = self._taken()
+        for model in removed:
+            self._set((name, model.version), "UNLOADING", "answers what it took in")
+        swap = Swap(added, removed)
+        for tell in self.on_swap:
+            try:
+                tell(swap)
+            except Exception:  # noqa: BLE001 - the others have to hear of it too
+                _log.exception("somebody who was told of a swap of model %s failed", name)
+
+    def _taken(self) -> _Snapshot:
+        return _Snapshot(
+            {name: {version: one.model for version, one in found.items()} for name, found in self._serving.items()}
+        )
+
+    def _remember(self, name: str, outcome: _Outcome, *, said: bool = False) -> None:
+        """Count, log and keep what became of a model, so that what failed is not tried again unchanged."""
+        self.counts.add(outcome)
+        for model in outcome.fresh:
+            facts = model.facts
+            _log.info("loaded %s/%d in %.3f s: %s", name, model.version, facts.loaded_s, model.runner.cost)
+            for warning in facts.warnings:
+                _log.warning("%s/%d: %s", name, model.version, warning)
+        for problem in () if said else outcome.problems:
+            _log.error("a model does not load: %s", problem)
+        for key in [key for key in self._failed if key[0] == name]:
+            del self._failed[key]
+        for key in [key for key, state in self._states.items() if key[0] == name and state.state != "UNLOADING"]:
+            del self._states[key]
+        for version, memo in outcome.failed.items():
+            self._failed[name, version] = memo
+            self._set((name, version), "UNAVAILABLE", memo[1])
+        since = "; ".join(reason for _, reason in outcome.failed.values())
+        for version in outcome.serving:
+            self._set((name, version), "READY", f"what was loaded earlier serves; since then: {since}" if since else "")
+
+    def _set(self, key: _Key, state: State, reason: str) -> None:
+        before = self._states.get(key)
+        if before is None or (before.state, before.reason) != (state, reason):
+            while len(self._states) >= STATES_MAX and key not in self._states:
+                del self._states[next(iter(self._states))]
+            self._states[key] = ModelState(*key, state, reason, time.time())
+
+
+class _Reload:
+    """One pass over the versions of a model that has a description."""
 
     def __init__(
         self,
-        folder: Path,
-        catalogue: Catalogue,
-        resolve: Resolve,
-        options: InferenceOptions,
+        loader: Loader,
+        described: Description,
+        before: Mapping[int, _Serving],
+        failed_before: _Memos,
+        loading: Callable[[int], None],
     ) -> None:
-        self.folder = folder
-        self.catalogue = catalogue
-        self.resolve = resolve
-        self.options = options
+        self.loader = loader
+        self.described = described
+        self.before = before
+        self.failed_before = failed_before
+        self.loading = loading
+        self.fresh: list[Model] = []
+        self.failed: dict[int, tuple[Stamp, str]] = {}
+        self.failed_now = 0
+        self.problems: list[Problem] = described.problems()
+        if self.problems:
+            self.failed[_WHOLE] = (described.entry.whole_stamp, "; ".join(map(str, self.problems)))
+            self.failed_now = 1
 
-    def load(self) -> dict[int, Model]:
-        """Load every version, or raise `ModelsNotLoaded` with what is wrong in any of them."""
-        source = document.read(self.folder / "model.yaml")
-        manifest = document.validate(source, Manifest)
-        versions = sorted(int(path.name) for path in self.folder.iterdir() if path.is_dir() and _is_version(path.name))
-        problems = [*self._misnamed(source, manifest, versions)]
-        models: dict[int, Model] = {}
-        for version in versions:
-            path = self.folder / str(version) / "model.onnx"
-            try:
-                models[version] = self._load_version(manifest, version, path)
-            except SessionError as error:
-                problems.append(Problem(str(path), 0, "", str(error)))
-            except PlanError as error:
-                suffix = f" (version {version})" if len(versions) > 1 else ""
-                problems += [source.problem(where, message + suffix) for where, message in error.problems]
-        if problems:
-            raise ModelsNotLoaded(sorted(problems, key=lambda problem: (problem.file, problem.line)))
-        return models
+    def outcome(self) -> _Outcome:
+        """Load what has to be loaded, and decide what serves."""
+        serving: dict[int, _Serving] = {}
+        for version in self.described.versions:
+            one = self._unchanged(version) or self._load(version)
+            if one is not None:
+                serving[version] = one
+        problems = sorted(self.problems, key=lambda problem: (problem.file, problem.line))
+        if self._refuses_all():
+            for model in self.fresh:
+                model.runner.close()
+            return _Outcome(self.before, self.failed, problems, (), self.failed_now)
+        if self.failed:
+            # What failed has taken nothing away, not even a version that the policy has no place for any more.
+            serving = {**self.before, **serving}
+        return _Outcome(serving, self.failed, problems, self.fresh, self.failed_now)
 
-    def _misnamed(self, source: document.Document, manifest: Manifest, versions: Sequence[int]) -> Iterator[Problem]:
-        if manifest.name != self.folder.name:
-            yield source.problem(
-                ("name",), f"is {manifest.name!r} in the folder {self.folder.name!r}; make them the same"
-            )
-        if not versions:
-            yield source.problem((), "no version is beside the manifest: expected <number>/model.onnx")
-        for label, version in manifest.labels.items():
-            if version not in versions:
-                yield source.problem(("labels", label), f"no version {version} (there are: {_listed(versions)})")
+    def _unchanged(self, version: int) -> _Serving | None:
+        old = self.before.get(version)
+        entry = self.described.entry
+        same = old is not None and (old.description, old.files) == (entry.stamp, entry.versions[version].stamp)
+        return old if same else None
 
-    def _load_version(self, manifest: Manifest, version: int, path: Path) -> Model:
-        session = Session(path, self.options)
-        plan = compile_plan(manifest, self.catalogue, session.signature, self.resolve)
-        runner = Runner(session, _try_out(session, plan, self.options.trial_rows), self.options.inline_max_us)
-        labels = tuple(label for label, of in manifest.labels.items() if of == version)
-        return Model(manifest.name, version, labels, plan, runner, session.signature)
+    def _load(self, version: int) -> _Serving | None:
+        entry = self.described.entry
+        found = entry.versions[version]
+        stamp = (*entry.stamp, *found.stamp)
+        memo = self.failed_before.get(version)
+        if memo is not None and memo[0] == stamp:
+            self.failed[version] = memo
+            return None
+        self.loading(version)
+        try:
+            model = self.loader.load(self.described, version)
+        except ConfigError as error:
+            problems: Sequence[Problem] = error.problems
+        except Exception as error:  # noqa: BLE001 - whatever a graph does to us, what serves goes on
+            _log.exception("loading %s/%d failed", entry.name, version)
+            problems = [Problem(str(found.path), 0, "", f"{type(error).__name__}: {error}")]
+        else:
+            self.fresh.append(model)
+            return _Serving(model, entry.stamp, found.stamp)
+        self.problems += problems
+        self.failed[version] = (stamp, "; ".join(map(str, problems)))
+        self.failed_now += 1
+        return None
+
+    def _refuses_all(self) -> bool:
+        """A description that is wrong, or has changed and does not go with a version that serves or has a label."""
+        if _WHOLE in self.failed:
+            return True
+        changed = any(old.description != self.described.entry.stamp for old in self.before.values())
+        needed = {*self.before, *self.described.labels.values()}
+        return changed and not needed.isdisjoint(self.failed)
 
 
-def _try_out(session: Session, plan: FeaturePlan, rows: int) -> Cost:
-    """Run the graph on blank rows: one, then `rows`."""
-    one_s = session.try_out(_blank(plan, 1), 1)
-    return Cost(one_s, session.try_out(_blank(plan, rows), rows), rows)
+_Change: TypeAlias = Coroutine[Any, Any, Sequence[Problem]]
 
 
-def _blank(plan: FeaturePlan, rows: int) -> dict[str, Array]:
-    return {
-        matrix.spec.name: np.full((rows, *matrix.row_shape), "" if matrix.dtype.hasobject else 0, matrix.dtype)
-        for matrix in plan.matrices
-    }
+async def _in_thread(work: Callable[[], _Result]) -> _Result:
+    """Run `work` in a thread of its own, which nobody waits for when the process ends."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_Result] = loop.create_future()
+
+    def tell(result: _Result | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is None:
+            future.set_result(result)  # type: ignore[arg-type]  # without an error there is a result
+        else:
+            future.set_exception(error)
+
+    def run() -> None:
+        _step_back()
+        result, failure = None, None
+        try:
+            result = work()
+        except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for
+            failure = error
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(tell, result, failure)
+
+    threading.Thread(target=run, name="headrace-load", daemon=True).start()
+    return await future
 
 
-def _is_version(name: str) -> bool:
-    """A number as it is usually written: `7` and not `007`, which would be another folder of the same version."""
-    return name.isascii() and name.isdecimal() and str(int(name)) == name
+def _step_back() -> None:
+    """Give way to the loop's thread where both want the same core. On Linux a thread has a niceness of its own."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):
+            thread = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
+
+
+def _checked(name: str) -> None:
+    try:
+        layout.check_name(name)
+    except Refused as error:
+        raise ModelNotFound(str(error)) from error
 
 
 def _listed(names: Iterable[object]) -> str:

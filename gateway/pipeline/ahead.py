@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 
 from featureclient.schema import View
 from featureclient.warmup import Together
-from gateway.plan import FeaturePlan
+from gateway.plan import Plan
 from gateway.records.request import Id, Request
 
 LOOK_IDS_MAX = 128
@@ -58,7 +58,7 @@ class ReadAhead:
     def __repr__(self) -> str:
         return f"<ReadAhead {self._together}>"
 
-    def of(self, plan: FeaturePlan, views: Mapping[str, View]) -> "PlanAhead | None":
+    def of(self, plan: Plan, views: Mapping[str, View]) -> "PlanAhead | None":
         """What to do with the look-ups of a plan; None where none of its views says so. `views` are the catalogue's."""
         bound = [binding.view for binding in plan.bindings]
         teaching: list[_Teaching] = []

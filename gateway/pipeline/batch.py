@@ -1,6 +1,5 @@
-"""Requests of one model whose rows are all there, and the queue in which they wait for the model."""
+"""Requests of one model that go through it together."""
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import accumulate, chain
 from typing import NamedTuple
@@ -12,7 +11,7 @@ class Batch(NamedTuple):
     """Requests that go through a model together.
 
     `stored` has, per view of the plan, the cached rows of all requests, in order. `ready` is when the last row was
-    there, in seconds of `time.monotonic()`. A batch that is `apart` is never merged with others.
+    there, in seconds of `time.monotonic()`. `level` is where it waits for the model, from 1.
     """
 
     requests: list[Request]
@@ -20,7 +19,7 @@ class Batch(NamedTuple):
     rows: int
     parked: int
     ready: float
-    apart: bool = False
+    level: int = 1
 
     def callers(self, index: int) -> Sequence[int]:
         """The number of the request that each row of view `index` belongs to, from 0."""
@@ -54,45 +53,5 @@ def merge(batches: Sequence[Batch], parked: int, ready: float) -> Batch:
         sum(batch.rows for batch in batches),
         parked,
         ready,
+        batches[0].level,
     )
-
-
-class BatchQueue:
-    """What waits for one model. Its bound is the pipeline's `rows_in_flight_max`, held at the door."""
-
-    __slots__ = ("_batches",)
-
-    def __init__(self) -> None:
-        self._batches: deque[Batch] = deque()
-
-    def __bool__(self) -> bool:
-        return bool(self._batches)
-
-    def __repr__(self) -> str:
-        return f"<BatchQueue {sum(batch.rows for batch in self._batches)} rows in {len(self._batches)} batches>"
-
-    def put(self, batch: Batch) -> None:
-        """Add at the end."""
-        self._batches.append(batch)
-
-    def put_halves(self, batch: Batch) -> None:
-        """Add the two halves of a batch in front, to be run apart: some request in it makes the model fail.
-
-        Halving finds one bad request among n in 2 log n runs.
-        """
-        end = len(batch.requests)
-        for half in (range(end // 2, end), range(end // 2)):
-            self._batches.appendleft(batch.pick(half)._replace(parked=0, apart=True))
-
-    def take(self, rows_max: int) -> Batch:
-        """Everything that waits, in order, up to `rows_max` rows but at least one batch."""
-        taken = [self._batches.popleft()]
-        rows = taken[0].rows
-        while self._batches and not taken[0].apart and not self._batches[0].apart:
-            rows += self._batches[0].rows
-            if rows > rows_max:
-                break
-            taken.append(self._batches.popleft())
-        if len(taken) == 1:
-            return taken[0]
-        return merge(taken, sum(batch.parked for batch in taken), max(batch.ready for batch in taken))

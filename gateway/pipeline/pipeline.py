@@ -12,17 +12,18 @@ Invariants
 - The rows that a request was looked up with travel with it: eviction or invalidation cannot pull them away.
 - Who has left is skipped before the model. A run that fails, or gives another number of rows than it got, is repeated
   in halves, so that one bad input fails alone; a model that keeps failing fails whole batches.
+- No run of a model begins on the loop when its runs have had this turn of it for as long as one may take.
 """
 
 import asyncio
 import logging
+import secrets
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import itemgetter
-from typing import NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,11 +31,13 @@ import numpy.typing as npt
 from featureclient.client import Ask, FeatureClient
 from featureclient.schema import InvalidId, status
 from gateway.inference import Model
-from gateway.inference.runner import Ran
-from gateway.pipeline.ahead import PlanAhead, ReadAhead
-from gateway.pipeline.batch import Batch, BatchQueue
-from gateway.plan import Assembled
+from gateway.inference.runner import Ran, Runner
+from gateway.pipeline.ahead import ReadAhead
+from gateway.pipeline.batch import Batch
+from gateway.pipeline.lane import Answers, Desk, Lane, Sink, cut, rows_of
+from gateway.pipeline.run import NOT_KEPT, Keeping, Run, set_apart
 from gateway.records.errors import (
+    CallerError,
     CallerLeft,
     DeadlinePassed,
     HeadraceError,
@@ -44,8 +47,13 @@ from gateway.records.errors import (
     RowRejected,
     Unavailable,
 )
+from gateway.records.prediction_ids import PredictionIds
 from gateway.records.report import BatchReport
-from gateway.records.request import Array, Id, Request
+from gateway.records.request import Id, Request
+from gateway.records.served import Moments
+from gateway.records.violations import Violations
+from gateway.validation.checks import Checked
+from gateway.validation.fallback import Reroute
 
 _log = logging.getLogger(__name__)
 
@@ -82,45 +90,6 @@ class PipelineOptions:
                 raise ValueError(f"{name} must be at least 1")
 
 
-class Answers(NamedTuple):
-    """One run of a model: outputs in the order of its signature, each with the rows of all requests in order."""
-
-    model: Model
-    requests: Sequence[Request]
-    outputs: Sequence[Array]
-    assembled: Assembled
-
-
-class Sink(Protocol):
-    """Who gets the answers."""
-
-    def answer(self, answers: Answers) -> None:
-        """Answer every request."""
-        ...
-
-    def refuse(self, request: Request, error: HeadraceError) -> None:
-        """End one request with an error."""
-        ...
-
-
-class _Lane:
-    """What belongs to one model: the queue in front of it and the requests that settled in this tick."""
-
-    __slots__ = ("ahead", "computes", "failures", "model", "pump_is_due", "queue", "settled")
-
-    def __init__(self, model: Model, ahead: PlanAhead | None) -> None:
-        self.model = model
-        self.ahead = ahead
-        self.computes = any(binding.view.compute is not None for binding in model.plan.bindings)
-        self.queue = BatchQueue()
-        self.settled: list[Batch] = []
-        self.failures = 0
-        self.pump_is_due = False
-
-    def __repr__(self) -> str:
-        return f"<Lane {self.model!r} {self.queue!r}>"
-
-
 class Pipeline:
     """Takes bound requests, gives answers to the sink and a report of each run to `observe`."""
 
@@ -133,45 +102,109 @@ class Pipeline:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         wall_s: Callable[[], float] = time.time,
+        ids: PredictionIds | None = None,
+        keeping: Keeping = NOT_KEPT,
+        fallback: Callable[[Model], tuple[Model, Reroute] | None] = lambda model: None,
+        violated: Callable[[Model, Violations], None] = lambda model, violations: None,
     ) -> None:
+        """`ids` gives prediction ids, `keeping` is the journal.
+
+        `fallback` finds who answers for a model whose checks say so, `violated` is told of violated checks in rows that
+        the model does not answer.
+        """
         self.client = client
         self.options = options
         self.sink = sink
         self.observe = observe
         self.monotonic = monotonic
         self.wall_s = wall_s
+        self.ids = ids or PredictionIds(secrets.token_bytes(8))
+        self.keeping = keeping
+        self.fallback = fallback
+        self.violated = violated
         self.rows_in_flight = 0
         self.rows_parked = 0
-        self._lanes: dict[Model, _Lane] = {}
+        self._lanes: dict[Hashable, Lane] = {}
+        self._desks: dict[Runner, Desk] = {}
         self._read_ahead = ReadAhead(client)
-        self._backlog: deque[tuple[_Lane, list[Request]]] = deque()
+        self._backlog: deque[Desk] = deque()
         self._pass_is_due = False
 
     def __repr__(self) -> str:
         return (
-            f"<Pipeline {self.rows_in_flight} rows in flight, {self.rows_parked} parked, {list(self._lanes.values())}>"
+            f"<Pipeline {self.rows_in_flight} rows in flight, {self.rows_parked} parked, {list(self._desks.values())}>"
         )
 
-    def accept(self, model: Model, requests: list[Request]) -> None:
-        """Take requests that were bound to the model's plan. Runs on the loop; never raises because of a request."""
-        lane = self._lanes.get(model)
+    def accept(self, model: Model, requests: list[Request], sink: Sink | None = None) -> None:
+        """Take requests that were bound to the model's plan; `sink` gets the answers, or the pipeline's own.
+
+        Runs on the loop; never raises because of a request.
+        """
+        lane = self._lanes.get(model if sink is None else (model, id(sink)))
         if lane is None:
-            ahead = self._read_ahead.of(model.plan, self.client.catalogue.views)
-            lane = self._lanes[model] = _Lane(model, ahead)
-        rows = sum(map(_rows_of, requests))
+            lane = self._open(model, sink)
+        rows = sum(map(rows_of, requests))
         if self.rows_in_flight + rows > self.options.rows_in_flight_max:
-            requests, rows = self._admit(requests)
+            requests, rows = self._admit(lane, requests)
         self.rows_in_flight += rows
-        if rows <= self.options.batch_rows_max and not self._backlog:
+        desk = lane.desk
+        desk.rows_in_flight += rows
+        if rows <= desk.rows_max and not desk.backlog:
             self._look_up(lane, requests)
-            self._pump(lane)
+            self._pump(desk)
             self._look_ahead(lane, requests)
         elif requests:
-            self._backlog.extend((lane, chunk) for chunk in _cut(requests, self.options.batch_rows_max))
+            if not desk.backlog:
+                self._backlog.append(desk)
+            desk.backlog.extend((lane, chunk) for chunk in cut(requests, desk.rows_max))
             if not self._pass_is_due:
                 self._pass()
 
-    def _admit(self, requests: list[Request]) -> tuple[list[Request], int]:
+    def drain(self, model: Model, done: Callable[[], None]) -> None:
+        """Call `done` once, on the loop, when no request of the model's runner is in flight; then forget the model.
+
+        For a model to which no new requests come; should one come all the same, it is answered first.
+        """
+        desk = self._desks.get(model.runner)
+        if desk is None:
+            asyncio.get_running_loop().call_soon(done)
+            return
+        desk.drains.append(done)
+        if not desk.rows_in_flight:
+            asyncio.get_running_loop().call_soon(self._drained, desk)
+
+    def queued_rows(self) -> Mapping[str, int]:
+        """Rows that wait for each model, of all its versions. May be called from any thread."""
+        queued: dict[str, int] = {}
+        for desk in list(self._desks.values()):
+            queued[desk.model] = queued.get(desk.model, 0) + desk.queue.rows
+        return queued
+
+    def _open(self, model: Model, sink: Sink | None) -> Lane:
+        desk = self._desks.get(model.runner)
+        if desk is None:
+            desk = self._desks[model.runner] = Desk(model, self.options.batch_rows_max)
+        ahead = self._read_ahead.of(model.plan, self.client.catalogue.views)
+        # A lane holds its sink, so that no other can have the same id.
+        key = model if sink is None else (model, id(sink))
+        lane = self._lanes[key] = Lane(model, sink or self.sink, desk, ahead)
+        desk.lanes.append(key)
+        return lane
+
+    def _drained(self, desk: Desk) -> None:
+        if desk.rows_in_flight or not desk.drains:
+            return
+        drains, desk.drains = desk.drains, []
+        self._desks.pop(desk.runner, None)
+        for key in desk.lanes:
+            self._lanes.pop(key, None)
+        for done in drains:
+            try:
+                done()
+            except Exception:  # noqa: BLE001 - whatever is wrong with one of them, the others are told
+                _log.exception("draining model %s failed", desk.model)
+
+    def _admit(self, lane: Lane, requests: list[Request]) -> tuple[list[Request], int]:
         """Take what fits, in order, and refuse the rest."""
         room = self.options.rows_in_flight_max - self.rows_in_flight
         admitted: list[Request] = []
@@ -182,23 +215,32 @@ class Pipeline:
                 rows += request.rows
             else:
                 message = f"{self.rows_in_flight} rows are in flight, the limit rows_in_flight_max is reached"
-                self.sink.refuse(request, Overloaded(message, limit="rows_in_flight_max"))
+                lane.sink.refuse(request, Overloaded(message, limit="rows_in_flight_max"))
         return admitted, rows
 
     def _pass(self) -> None:
-        """Take in at most `tick_rows_max` rows of the backlog, then let the loop see to others."""
+        """Take in at most `tick_rows_max` rows of the backlog, the models in turns, then let the loop see to others.
+
+        The same when runs have had the loop for as long as one may.
+        """
         room = self.options.tick_rows_max
+        spent_s = 0.0
         while self._backlog and room > 0:
-            lane, chunk = self._backlog.popleft()
+            desk = self._backlog.popleft()
+            lane, chunk = desk.backlog.popleft()
+            if desk.backlog:
+                self._backlog.append(desk)
             room -= sum(request.rows for request in chunk)
             self._look_up(lane, chunk)
-            self._pump(lane)
+            spent_s += self._pump(desk)
             self._look_ahead(lane, chunk)
+            if spent_s > desk.runner.inline_max_s:
+                break
         self._pass_is_due = bool(self._backlog)
         if self._pass_is_due:
             asyncio.get_running_loop().call_soon(self._pass)
 
-    def _look_ahead(self, lane: _Lane, requests: Sequence[Request]) -> None:
+    def _look_ahead(self, lane: Lane, requests: Sequence[Request]) -> None:
         """Have the rows read that are likely to be asked for next. It is a hint: nobody is harmed where it fails."""
         if lane.ahead is not None:
             try:
@@ -206,7 +248,7 @@ class Pipeline:
             except Exception:  # noqa: BLE001 - a bug of ours is no reason to harm anybody
                 _log.exception("reading ahead for model %s failed", lane.model.name)
 
-    def _look_up(self, lane: _Lane, requests: list[Request]) -> None:
+    def _look_up(self, lane: Lane, requests: list[Request]) -> None:
         """Ask the cache for every id of every request; park those with a row missing, queue the others."""
         if not requests:
             return
@@ -216,12 +258,12 @@ class Pipeline:
             try:
                 stored.append(self.client.lookup(binding.view, _ids(requests, index), now))
             except Exception as error:  # noqa: BLE001 - a bug of ours; these requests end, the others go on
-                self._refuse_all(requests, error)
+                self._refuse_all(lane, requests, error)
                 return
-        rows = sum(map(_rows_of, requests))
+        rows = sum(map(rows_of, requests))
         batch = Batch(requests, stored, rows, 0, now)  # type: ignore[arg-type]  # may hold None until it is parked
         if all(map(all, stored)):  # a row is never empty, so truth means presence and costs least
-            lane.queue.put(batch)
+            self._enqueue(lane, batch)
             return
         parked: set[int] = set()
         for index, found in enumerate(stored):
@@ -229,15 +271,15 @@ class Pipeline:
         if len(parked) == len(requests):
             self._park(lane, batch, now)
         else:
-            lane.queue.put(batch.pick([number for number in range(len(requests)) if number not in parked]))
+            self._enqueue(lane, batch.pick([number for number in range(len(requests)) if number not in parked]))
             self._park(lane, batch.pick(sorted(parked)), now)
 
-    def _park(self, lane: _Lane, batch: Batch, now: float) -> None:
+    def _park(self, lane: Lane, batch: Batch, now: float) -> None:
         """Let requests wait for their missing rows, those with the same budgets together."""
         if _somebody_left(batch.requests, now):
-            batch = batch.without(partial(self._has_left, now=now))
+            batch = batch.without(partial(self._has_left, lane, now=now))
         if self.rows_parked + batch.rows > self.options.parked_rows_max:
-            batch = self._admit_parked(batch)
+            batch = self._admit_parked(lane, batch)
         store_timeout_s = self.options.store_timeout_ms / 1000
         if not batch.requests:
             return
@@ -254,7 +296,7 @@ class Pipeline:
             together = batch if len(by_budget) == 1 else batch.pick(numbers)
             self._fetch(lane, together, now + store_ms / 1000, now + compute_ms / 1000)
 
-    def _admit_parked(self, batch: Batch) -> Batch:
+    def _admit_parked(self, lane: Lane, batch: Batch) -> Batch:
         """Take what fits into `parked_rows_max`, in order, and refuse the rest."""
         room = self.options.parked_rows_max - self.rows_parked
         admitted: list[int] = []
@@ -264,10 +306,10 @@ class Pipeline:
                 room -= request.rows
             else:
                 message = f"{self.rows_parked} rows wait for the store, the limit parked_rows_max is reached"
-                self._refuse(request, Overloaded(message, limit="parked_rows_max"))
+                self._refuse(lane, request, Overloaded(message, limit="parked_rows_max"))
         return batch.pick(admitted)
 
-    def _fetch(self, lane: _Lane, batch: Batch, give_up_at: float, compute_until: float) -> None:
+    def _fetch(self, lane: Lane, batch: Batch, give_up_at: float, compute_until: float) -> None:
         """Have the keys of a batch join the next read."""
         asks = [
             Ask(binding.view, _ids(batch.requests, index), batch.stored[index], batch.callers(index))  # type: ignore[arg-type]  # fills None
@@ -280,18 +322,18 @@ class Pipeline:
             self.client.fetch(asks, give_up_at, done, callers=count, compute_until=compute_until)
         except InvalidId as error:
             if count == 1:
-                self._refuse(batch.requests[0], InvalidRequest(str(error), field="entities"))
+                self._refuse(lane, batch.requests[0], InvalidRequest(str(error), field="entities"))
                 return
             # Nothing has been queued: look for the request that is to blame.
             for half in (range(count // 2), range(count // 2, count)):
                 self._fetch(lane, batch.pick(half), give_up_at, compute_until)
         except RuntimeError as error:  # the client has been closed
             for request in batch.requests:
-                self._refuse(request, Unavailable(f"the feature client does not take reads: {error}"))
+                self._refuse(lane, request, Unavailable(f"the feature client does not take reads: {error}"))
         else:
             self.rows_parked += batch.rows
 
-    def _settle(self, lane: _Lane, batch: Batch, callers: Sequence[int]) -> None:
+    def _settle(self, lane: Lane, batch: Batch, callers: Sequence[int]) -> None:
         """The last rows of these callers are there. Those that settle in one tick go on together."""
         settled = batch if len(callers) == len(batch.requests) else batch.pick(callers)
         self.rows_parked -= settled.rows
@@ -299,119 +341,223 @@ class Pipeline:
             asyncio.get_running_loop().call_soon(self._resume, lane)
         lane.settled.append(settled._replace(parked=len(callers), ready=self.monotonic()))
 
-    def _resume(self, lane: _Lane) -> None:
+    def _resume(self, lane: Lane) -> None:
         settled, lane.settled = lane.settled, []
         for batch in settled:
-            lane.queue.put(batch)
-        self._pump(lane)
+            self._enqueue(lane, batch)
+        self._pump(lane.desk)
 
-    def _pump(self, lane: _Lane) -> None:
-        """While the model is free, what waits for it is its next batch."""
-        runner = lane.model.runner
+    def _enqueue(self, lane: Lane, batch: Batch) -> None:
+        """Let a batch wait for the model; what finds no room in the queue is refused."""
+        queue = lane.desk.queue
+        if lane.alike:
+            if not queue.put(lane, batch):
+                self._enqueue_some(lane, batch, ())
+            return
+        for part, kind in lane.kinds(batch):
+            if not queue.put(lane, part, kind):
+                self._enqueue_some(lane, part, kind)
+
+    def _enqueue_some(self, lane: Lane, batch: Batch, kind: Hashable) -> None:
+        """Take what fits into the queue, in order, and refuse the rest."""
+        queue = lane.desk.queue
+        room = queue.rows_max - queue.rows
+        admitted: list[int] = []
+        for number, request in enumerate(batch.requests):
+            if request.rows <= room or (not queue and not admitted):
+                admitted.append(number)
+                room -= request.rows
+            else:
+                message = f"{queue.rows} rows wait for model {lane.model.name}, the limit queue_rows_max is reached"
+                self._refuse(lane, request, Overloaded(message, limit="queue_rows_max"))
+        if admitted:
+            queue.put(lane, batch.pick(admitted), kind)
+
+    def _pump(self, desk: Desk) -> float:
+        """While the model is free, what waits for it is its next batch.
+
+        When its runs have had the loop for as long as one may, the next begins in the next turn of the loop. Returns
+        for how long they are expected to have had it, seconds.
+        """
+        spent_s = 0.0
+        if desk.pump_is_due:
+            return spent_s
+        runner, queue = desk.runner, desk.queue
         for _ in range(_RUNS_PER_PASS):
-            if not lane.queue or runner.busy:
-                return
-            batch = lane.queue.take(self.options.batch_rows_max)
+            if not queue.rows or runner.busy:
+                return spent_s
+            if spent_s > runner.inline_max_s:
+                break
+            lane, batch = queue.take(desk.rows_max)
             now = self.monotonic()
             if _somebody_left(batch.requests, now):
-                batch = batch.without(partial(self._has_left, now=now))
+                batch = batch.without(partial(self._has_left, lane, now=now))
             if batch.requests:
-                self._run(lane, batch)
-        if lane.queue and not lane.pump_is_due:
-            lane.pump_is_due = True
-            asyncio.get_running_loop().call_soon(self._pump_again, lane)
+                self._run(lane, batch, now)
+                spent_s += runner.loop_s
+        if queue.rows:
+            desk.pump_is_due = True
+            asyncio.get_running_loop().call_soon(self._pump_again, desk)
+        return spent_s
 
-    def _pump_again(self, lane: _Lane) -> None:
-        lane.pump_is_due = False
-        self._pump(lane)
+    def _pump_again(self, desk: Desk) -> None:
+        desk.pump_is_due = False
+        self._pump(desk)
 
-    def _run(self, lane: _Lane, batch: Batch) -> None:
+    def _run(self, lane: Lane, batch: Batch, taken: float) -> None:
+        checks, checked = lane.model.checks, None
         try:
             assembled = lane.model.plan.assemble(batch.requests, batch.stored, int(self.wall_s() * 1000))
+            if checks is not None:
+                checked = checks.apply(assembled)
         except Exception as error:  # noqa: BLE001 - a transform is user code and may raise anything
             self._failed(lane, batch, error)
             return
-        done = partial(self._computed, lane, batch, assembled, self.monotonic())
-        lane.model.runner.run(assembled.inputs, batch.rows, done)
+        if checked is not None:
+            if checked.refused is not None or checked.elsewhere is not None:
+                self._run_without(lane, batch, checked, taken)
+                return
+            assembled = checked.assembled
+        run = Run(lane, batch, assembled, checked, taken, self.monotonic())
+        done = partial(self._computed, run)
+        lane.desk.runner.run(assembled.inputs, batch.rows, done, whole=not lane.batched, steady=lane.steady)
 
-    def _computed(self, lane: _Lane, batch: Batch, assembled: Assembled, assembled_at: float, ran: Ran) -> None:
-        error = ran.error or _wrong_rows(ran, batch.rows)
+    def _run_without(self, lane: Lane, batch: Batch, checked: Checked, taken: float) -> None:
+        """Refuse the requests that the checks do not let through, send others to the fallback model, run the rest."""
+        apart = set_apart(batch.requests, checked)
+        self._violated(lane, checked, apart.gone)
+        for number, span in apart.refused:
+            self._refuse(lane, batch.requests[number], RowRejected(lane.model.checks.why(checked, span)))  # type: ignore[union-attr]  # they made `checked`
+        if apart.moved:
+            self._fall_back(lane, [batch.requests[number] for number in apart.moved])
+        if apart.rest:
+            self._run(lane, batch.pick(apart.rest), taken)
+
+    def _violated(self, lane: Lane, checked: Checked, rows: npt.NDArray[np.bool_]) -> None:
+        """Count what is wrong with rows that get no answer from this model; answers bring theirs with them."""
+        if checked.violations is not None:
+            self.violated(lane.model, checked.violations.only(rows))
+
+    def _fall_back(self, lane: Lane, requests: Sequence[Request]) -> None:
+        """Send whole requests to the fallback model, as if they had been asked of it; their answers name it."""
+        found = self.fallback(lane.model)
+        if found is None:
+            error = Unavailable(f"the fallback of model {lane.model.name} is not loaded")
+            for request in requests:
+                self._refuse(lane, request, error)
+            return
+        model, reroute = found
+        self._end(lane.desk, sum(map(rows_of, requests)))
+        sent = [reroute.request(request) for request in requests]
+        # In a turn of its own: this may be in the middle of a run's pass, and the other model may run at once.
+        asyncio.get_running_loop().call_soon(self.accept, model, sent, None if lane.sink is self.sink else lane.sink)
+
+    def _computed(self, run: Run, ran: Ran) -> None:
+        lane, batch, checked = run.lane, run.batch, run.checked
+        error = ran.error or (_wrong_rows(ran, batch.rows) if lane.batched else None)
         if error is not None:
             self._failed(lane, batch, error)
         else:
             lane.failures = 0
-            answers = Answers(lane.model, batch.requests, ran.outputs, assembled)
-            computed_at = self.monotonic()
-            if assembled.rejected is not None:
-                answers = self._reject(answers, assembled.rejected)
+            outputs, violations = ran.outputs, None
+            if checked is not None:
+                violations = checked.violations
+                if checked.replaced:
+                    outputs = lane.model.checks.answers(checked, outputs)  # type: ignore[union-attr]  # they made `checked`
+            numbers = self.ids.take(len(batch.requests))
+            answers = Answers(lane.model, batch.requests, outputs, run.assembled, numbers, violations)
+            if run.assembled.rejected is not None:
+                answers = self._reject(lane, answers, run.assembled.rejected)
             if answers.requests:
-                self._answer(answers, batch, ran, (assembled_at, computed_at))
+                self._commit(run, ran, answers)
         if ran.threaded:
-            self._pump(lane)
+            self._pump(lane.desk)
 
-    def _answer(self, answers: Answers, batch: Batch, ran: Ran, computed: tuple[float, float]) -> None:
-        try:
-            self.sink.answer(answers)
-        except Exception as error:  # noqa: BLE001 - a bug of ours; a call that has its answer ignores this one
-            self._refuse_all(answers.requests, error)
+    def _commit(self, run: Run, ran: Ran, answers: Answers) -> None:
+        """Answer, at once or when the journal has it."""
+        computed = self.monotonic()
+        if self.keeping.commit is None:
+            self._answer(run, ran, answers, computed)
             return
-        rows = sum(map(_rows_of, answers.requests))
-        self.rows_in_flight -= rows
+
+        def done(numbers: Sequence[int], error: HeadraceError | None) -> None:
+            if error is not None:
+                for number in numbers:
+                    self._refuse(run.lane, answers.requests[number], error)
+            else:
+                some = answers if len(numbers) == len(answers.requests) else answers.pick(numbers)
+                self._answer(run, ran, some, computed)
+
+        self.keeping.commit(answers, _moments(run, answers, computed, computed), done)
+
+    def _answer(self, run: Run, ran: Ran, answers: Answers, computed: float) -> None:
+        try:
+            run.lane.sink.answer(answers)
+        except Exception as error:  # noqa: BLE001 - a bug of ours; a call that has its answer ignores this one
+            self._refuse_all(run.lane, answers.requests, error)
+            return
+        rows = sum(map(rows_of, answers.requests))
+        self._end(run.lane.desk, rows)
         # What nobody waits for comes after the answers are sent, at the end of this turn of the loop.
-        moments = (*computed, self.monotonic())
-        asyncio.get_running_loop().call_soon(self._observe, answers, rows, batch, ran, moments)
+        asyncio.get_running_loop().call_soon(self._observe, run, ran, answers, rows, (computed, self.monotonic()))
 
-    def _observe(
-        self, answers: Answers, rows: int, batch: Batch, ran: Ran, moments: tuple[float, float, float]
-    ) -> None:
-        self.observe(_report(answers, rows, batch, ran, moments))
+    def _observe(self, run: Run, ran: Ran, answers: Answers, rows: int, ends: tuple[float, float]) -> None:
+        moments = _moments(run, answers, *ends)
+        self.observe(_report(run, ran, answers, rows, moments))
+        if self.keeping.offer is not None:
+            self.keeping.offer(answers, moments)
 
-    def _reject(self, answers: Answers, rejected: npt.NDArray[np.bool_]) -> Answers:
+    def _reject(self, lane: Lane, answers: Answers, rejected: npt.NDArray[np.bool_]) -> Answers:
         """Refuse the requests that have a rejected row; the answers of the others remain."""
-        kept = np.ones(len(rejected), np.bool_)
-        requests: list[Request] = []
+        kept: list[int] = []
         start = 0
-        for request in answers.requests:
+        for number, request in enumerate(answers.requests):
             span = slice(start, start + request.rows)
             start = span.stop
             if rejected[span].any():
-                kept[span] = False
-                self._refuse(request, RowRejected(_without_features(answers, span)))
+                self._refuse(lane, request, RowRejected(_without_features(answers, span)))
             else:
-                requests.append(request)
-        outputs = [output[kept] for output in answers.outputs]
-        return Answers(answers.model, requests, outputs, answers.assembled.only(kept))
+                kept.append(number)
+        return answers.pick(kept)
 
-    def _failed(self, lane: _Lane, batch: Batch, error: Exception) -> None:
+    def _failed(self, lane: Lane, batch: Batch, error: Exception) -> None:
         """Find the request that made the run fail, unless the model fails whatever it gets."""
         lane.failures += 1
         if len(batch.requests) > 1 and lane.failures <= _FAILURES_MAX:
-            lane.queue.put_halves(batch)
+            lane.desk.queue.put_halves(lane, batch)
         else:
-            self._refuse_all(batch.requests, error)
+            self._refuse_all(lane, batch.requests, error)
 
-    def _refuse_all(self, requests: Sequence[Request], error: Exception) -> None:
-        failure = ModelFailed(f"model {requests[0].model} failed: {type(error).__name__}: {error}")
-        failure.__cause__ = error
+    def _refuse_all(self, lane: Lane, requests: Sequence[Request], error: Exception) -> None:
+        failure = error
+        if not isinstance(failure, CallerError):
+            failure = ModelFailed(f"model {lane.model.name} failed: {type(error).__name__}: {error}")
+            failure.__cause__ = error
         for request in requests:
-            self._refuse(request, failure)
+            self._refuse(lane, request, failure)
 
-    def _has_left(self, request: Request, now: float) -> bool:
+    def _has_left(self, lane: Lane, request: Request, now: float) -> bool:
         """End a request whose caller does not wait any more; True if it has been ended."""
         if request.deadline <= now:
-            self._refuse(request, DeadlinePassed("the deadline passed before the model ran"))
+            self._refuse(lane, request, DeadlinePassed("the deadline passed before the model ran"))
         elif request.caller.cancelled:
-            self._refuse(request, CallerLeft("the caller left before the model ran"))
+            self._refuse(lane, request, CallerLeft("the caller left before the model ran"))
         else:
             return False
         return True
 
-    def _refuse(self, request: Request, error: HeadraceError) -> None:
-        self.rows_in_flight -= request.rows
-        self.sink.refuse(request, error)
+    def _refuse(self, lane: Lane, request: Request, error: HeadraceError) -> None:
+        self._end(lane.desk, request.rows)
+        lane.sink.refuse(request, error)
+
+    def _end(self, desk: Desk, rows: int) -> None:
+        """So many rows have their answer."""
+        self.rows_in_flight -= rows
+        desk.rows_in_flight -= rows
+        if desk.drains and not desk.rows_in_flight:
+            asyncio.get_running_loop().call_soon(self._drained, desk)
 
 
-_rows_of = itemgetter(Request._fields.index("rows"))
 _deadline_of = itemgetter(Request._fields.index("deadline"))
 _arrived_of = itemgetter(Request._fields.index("arrived"))
 
@@ -432,20 +578,6 @@ def _ids(requests: Sequence[Request], index: int) -> Sequence[Id]:
     return ids
 
 
-def _cut(requests: list[Request], rows_max: int) -> Iterator[list[Request]]:
-    """The requests in order, in chunks of at most `rows_max` rows; a larger request is a chunk of its own."""
-    chunk: list[Request] = []
-    rows = 0
-    for request in requests:
-        if chunk and rows + request.rows > rows_max:
-            yield chunk
-            chunk, rows = [], 0
-        chunk.append(request)
-        rows += request.rows
-    if chunk:
-        yield chunk
-
-
 def _wrong_rows(ran: Ran, rows: int) -> Exception | None:
     """The rows of an output are dealt out by position, so there must be as many as there were rows of input."""
     if all(len(output) == rows for output in ran.outputs):
@@ -454,25 +586,41 @@ def _wrong_rows(ran: Ran, rows: int) -> Exception | None:
     return ValueError(f"the outputs have the shapes {shapes} for {rows} rows")
 
 
-def _report(answers: Answers, rows: int, batch: Batch, ran: Ran, moments: tuple[float, float, float]) -> BatchReport:
+def _moments(run: Run, answers: Answers, computed: float, answered: float) -> Moments:
+    arrived = list(map(_arrived_of, answers.requests))
+    return Moments(arrived, run.batch.ready, run.assembled_at, computed, answered)
+
+
+def _report(run: Run, ran: Ran, answers: Answers, rows: int, moments: Moments) -> BatchReport:
     statuses: dict[str, npt.NDArray[np.uint8]] = {}
     for binding, codes in zip(answers.model.plan.bindings, answers.assembled.statuses, strict=True):
         seen = statuses.get(binding.ref)  # the same view may stand under two aliases
         statuses[binding.ref] = codes if seen is None else np.concatenate((seen, codes))
     model = answers.model
-    arrived = list(map(_arrived_of, answers.requests))
     return BatchReport(
         model.name,
         model.version,
         model.variant,
-        arrived,
+        moments.arrived,
         rows,
-        batch.parked,
+        run.batch.parked,
         ran.threaded,
-        batch.ready,
-        *moments,
+        moments.ready,
+        moments.assembled,
+        moments.computed,
+        moments.answered,
         statuses,
+        *_used(model.runner),
+        run.taken,
+        answers.violations,
     )
+
+
+def _used(runner: Runner) -> tuple[float, int]:
+    """CPU time and padded rows since the last report, those of runs that failed too."""
+    used = runner.cpu_s, runner.padded_rows
+    runner.cpu_s, runner.padded_rows = 0.0, 0
+    return used
 
 
 def _without_features(answers: Answers, span: slice) -> str:

@@ -49,7 +49,8 @@ def may_fill(dtype: DType, target: str) -> bool:
 
     Integers and bools may become floats (that is what a training matrix did to them), a float may change its width,
     an integer may only widen. A float never becomes an integer, a string never a number, and a timestamp stays an
-    int64: a transform has to say what a model should see of it.
+    int64: a transform has to say what a model should see of it. Columns know no unsigned integers, so any integer may
+    fill those; what one cannot hold is refused when it comes.
     """
     if dtype.kind == "string" or target == "string":
         return dtype.kind == target
@@ -60,7 +61,25 @@ def may_fill(dtype: DType, target: str) -> bool:
         return True
     if source.kind == destination.kind == "f":
         return True
-    return np.can_cast(source, destination, "safe")
+    return is_ranged(dtype, target) or np.can_cast(source, destination, "safe")
+
+
+def is_ranged(dtype: DType, target: str) -> bool:
+    """Whether the values of such a column have to be looked at before they are put into the input."""
+    if dtype.kind in {"string", "timestamp"} or target == "string":
+        return False
+    return dtype.numpy.kind == "i" and np.dtype(target).kind == "u"
+
+
+def advice(dtype: DType, target: str) -> str:
+    """What to do about a column that may not fill a graph input of dtype `target`."""
+    if target == "string":
+        return "a transform has to make strings of it"
+    if dtype.kind == "string":
+        return "a transform has to make numbers of it"
+    if dtype.kind == "timestamp":
+        return "a derived column has to say what the model sees of a time"
+    return f"derive a column of dtype {target} from it, which says what becomes of values that do not fit"
 
 
 def array_dtype(dtype: DType) -> np.dtype[np.generic]:

@@ -4,16 +4,17 @@ Names are looked up in this order: views -> context -> transforms -> derived col
 graph inputs. What comes out has no names left to look up: only places in blocks, slices of arrays, and functions.
 """
 
+import math
 from collections.abc import Mapping
 from typing import TypeAlias
 
 import numpy as np
 
 from featureclient.schema import Catalogue, DType, UnknownView
-from gateway.plan.column import Context, Derived, PlanColumn, Stored, may_fill
+from gateway.plan.column import Context, Derived, PlanColumn, Stored, advice, may_fill
 from gateway.plan.expression import Expression, ExpressionError
 from gateway.plan.manifest import Manifest
-from gateway.plan.matrix import Matrix
+from gateway.plan.matrix import Matrix, row_shape
 from gateway.plan.plan import Binding, ContextColumn, FeaturePlan
 from gateway.plan.transform import Resolve, Transform, TransformError, derivation
 from gateway.records.request import Array
@@ -200,10 +201,31 @@ class _Compiler:
             self._wrong(("inputs", name), f"the graph has no input {name!r} (it has: {_listed(specs)})")
         for name in specs.keys() - self.manifest.inputs.keys():
             self._wrong(("inputs",), f"nothing fills the graph's input {specs[name]}")
+        self._check_rows()
         matrices = (
             self._matrix(specs[name], columns) for name, columns in self.manifest.inputs.items() if name in specs
         )
         return tuple(matrix for matrix in matrices if matrix is not None)
+
+    def _check_rows(self) -> None:
+        """The first dimension of every input is the rows: free in all of them, or the same number in all."""
+        firsts: set[int | None] = set()
+        for spec in self.signature.inputs:
+            if spec.shape:
+                firsts.add(spec.shape[0])
+                continue
+            self._wrong(
+                ("inputs", spec.name),
+                f"the graph's input {spec} has no dimension for the rows: it is a scalar, or its shape is not told; "
+                "export the model with a first dimension that is the rows",
+            )
+        if 0 in firsts or len(firsts) > 1:
+            self._wrong(
+                ("inputs",),
+                f"the first dimension of the graph's inputs is the rows, and these have different ones: "
+                f"{_listed({spec.name: spec for spec in self.signature.inputs})}; "
+                "export the model with a dynamic batch dimension in each",
+            )
 
     def _matrix(self, spec: TensorSpec, names: list[str]) -> Matrix | None:
         where: Location = ("inputs", spec.name)
@@ -215,29 +237,29 @@ class _Compiler:
                 continue
             columns.append(column)
             if not may_fill(column.dtype, spec.dtype):
-                self._wrong((*where, index), f"column {name} is {column.dtype}, the graph's input is {spec}")
-        if not spec.shape or spec.shape[0] is not None:
-            self._wrong(
-                where, f"the first dimension of {spec} is fixed; export the model with a dynamic batch dimension"
-            )
+                self._wrong(
+                    (*where, index),
+                    f"column {name} is {column.dtype}, the graph's input is {spec}; {advice(column.dtype, spec.dtype)}",
+                )
         width = sum(column.dtype.width for column in columns)
-        wanted = _row_width(spec)
-        if wanted is not None and len(columns) == len(names) and wanted != width:
-            self._wrong(where, f"the columns have {width} values a row, the graph's input {spec} takes {wanted}")
-        if len(self.problems) > before:
+        if spec.shape and len(columns) == len(names) and row_shape(spec, width) is None:
+            given = ", ".join(f"{column.name} {column.dtype}" for column in columns)
+            wanted = _row_width(spec)
+            self._wrong(
+                where, f"the columns have {width} values a row ({given}), the graph's input {spec} takes {wanted}"
+            )
+        if len(self.problems) > before or not spec.shape:
             return None
         return Matrix.compile(spec, columns)
 
 
-def _row_width(spec: TensorSpec) -> int | None:
-    """How many elements of a row the input takes; None where the graph leaves it open."""
+def _row_width(spec: TensorSpec) -> str:
+    """How many values of a row the input takes, in words."""
     row = spec.shape[1:]
-    if len(row) == 1 and row[0] is None:
-        return None
-    width = 1
-    for size in row:
-        width *= 1 if size is None else size
-    return width
+    fixed = math.prod(size for size in row if size is not None)
+    if not fixed:
+        return "none: a dimension is 0, so export the model without it"
+    return f"a multiple of {fixed}" if row.count(None) == 1 else f"{fixed}"
 
 
 def _sample(dtype: DType) -> Array:

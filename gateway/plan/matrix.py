@@ -1,5 +1,6 @@
 """One input of the graph, filled from columns by as few array operations as the columns' places allow."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -7,7 +8,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from gateway.plan.column import PlanColumn, Stored
+from gateway.plan.column import PlanColumn, Stored, is_ranged
+from gateway.records.errors import RowRejected
 from gateway.records.request import Array
 from gateway.records.signature import TensorSpec
 
@@ -48,6 +50,10 @@ class Matrix:
     fills: tuple[_Fill, ...]
     whole: _Copy | None
     """Set when the matrix is one slice of one run as it stands."""
+    ranged: tuple[PlanColumn, ...] = ()
+    """Columns with values that the input may not be able to hold."""
+    narrows: bool = False
+    """A float may be too large for the input, and then becomes infinite, as it did where the model was trained."""
 
     @classmethod
     def compile(cls, spec: TensorSpec, columns: Sequence[PlanColumn]) -> "Matrix":
@@ -72,14 +78,23 @@ class Matrix:
             for source, target in _indices(ins, outs)
         ]
         dtype = np.dtype(object) if spec.dtype == "string" else np.dtype(spec.dtype)
-        rest = spec.shape[1:]
-        row_shape = (start,) if len(rest) == 1 else tuple(1 if size is None else size for size in rest)
+        shape = row_shape(spec, start)
+        assert shape is not None, "the compiler has seen that they fit"
         plain = len(copies) == 1 and not fills and not dtype.hasobject and isinstance(copies[0].source, slice)
         whole = copies[0] if plain and copies[0].target == slice(0, start, 1) else None
-        return cls(spec, tuple(placed), start, dtype, row_shape, tuple(copies), tuple(fills), whole)
+        ranged = tuple(column for column in columns if is_ranged(column.dtype, spec.dtype))
+        narrows = any(_narrows(column, dtype) for column in columns)
+        return cls(spec, tuple(placed), start, dtype, shape, tuple(copies), tuple(fills), whole, ranged, narrows)
 
-    def fill(self, blocks: Blocks, rows: int, value: Callable[[PlanColumn], Array]) -> Array:
-        """Return the input array for `rows` rows. `value` gives the columns that are not stored."""
+    def fill(self, blocks: Blocks, rows: int, value: Callable[[PlanColumn], Array], *, checked: bool = False) -> Array:
+        """Return the input array for `rows` rows. `value` gives the columns that are not stored.
+
+        Raises `RowRejected` for an integer that the input's dtype cannot hold.
+        """
+        if (self.narrows or self.ranged) and not checked:
+            self._check(value)
+            with np.errstate(over="ignore"):
+                return self.fill(blocks, rows, value, checked=True)
         if self.whole is not None:
             matrix: Array = blocks[self.whole.binding][self.whole.run][:, self.whole.source].astype(self.dtype, "C")
             return matrix if self.row_shape == (self.width,) else matrix.reshape(rows, *self.row_shape)
@@ -92,6 +107,40 @@ class Matrix:
             values = value(fill.column)
             matrix[:, fill.target] = values if values.ndim == 2 else values[:, None]  # noqa: PLR2004 - [rows, length]
         return matrix if self.row_shape == (self.width,) else matrix.reshape(rows, *self.row_shape)
+
+    def _check(self, value: Callable[[PlanColumn], Array]) -> None:
+        top = np.iinfo(self.spec.dtype).max if self.ranged else 0
+        for column in self.ranged:
+            values = value(column)
+            low, high = int(values.min()), int(values.max())
+            if low < 0 or high > top:
+                raise RowRejected(
+                    f"column {column.name} ({column.dtype}) has the value {low if low < 0 else high}, "
+                    f"which the graph's input {self.spec} cannot hold"
+                )
+
+
+def row_shape(spec: TensorSpec, width: int) -> tuple[int, ...] | None:
+    """The shape of a row of the input when the columns give it `width` values; None where that cannot be.
+
+    One free dimension takes what the others leave; several are 1 each.
+    """
+    row = spec.shape[1:]
+    fixed = math.prod(size for size in row if size is not None)
+    free = 1
+    if row.count(None) == 1 and fixed:
+        free = width // fixed
+    shape = tuple(free if size is None else size for size in row)
+    return shape if width and math.prod(shape) == width else None
+
+
+def _narrows(column: PlanColumn, target: np.dtype[np.generic]) -> bool:
+    """Whether a value may overflow the floats of the target."""
+    if target.kind != "f" or column.dtype.kind == "string":
+        return False
+    return not np.can_cast(column.dtype.numpy, target, "safe") and (
+        target.itemsize == 2 or column.dtype.numpy.kind == "f"  # noqa: PLR2004 - float16, which ends at 65504
+    )
 
 
 def texts(values: Array) -> Array:

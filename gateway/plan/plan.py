@@ -1,5 +1,8 @@
 """The compiled plan of one model: `bind` a request to it, `assemble` a batch of bound requests into model inputs.
 
+There are two kinds with one face, `Plan`: here the one that a manifest makes, whose inputs are filled from features and
+context; in `gateway.plan.tensors` the one for callers who send the graph's own inputs.
+
 `bind` runs once per request and is where a caller hears that a name, a dtype or a length is wrong. `assemble` runs once
 per batch on rows that the store or the cache gave; it does nothing per request but gather bytes. Nothing a batch reads
 is written in place: overrides go into a copy of the block.
@@ -9,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
-from typing import NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +55,7 @@ class Bound(NamedTuple):
     context: tuple[bytes | list[str], ...]
     overrides: tuple[Override, ...]
     outputs: tuple[int, ...]
+    shape: tuple[tuple[int, ...], ...] = ()
 
 
 class Assembled(NamedTuple):
@@ -64,6 +68,10 @@ class Assembled(NamedTuple):
     now_ms: int
     rejected: npt.NDArray[np.bool_] | None
     """Rows that a view with `on_missing: reject` does not let through; None when there are none."""
+    blocks: tuple[npt.NDArray[np.void], ...] = ()
+    """Per view, the rows that the stored columns were taken from."""
+    context: tuple[Array, ...] = ()
+    """Per context column, its values."""
 
     def ages_ms(self) -> list[npt.NDArray[np.int64]]:
         """How old the rows are, per view; -1 where it is unknown. The model does not wait for this to be worked out."""
@@ -77,7 +85,70 @@ class Assembled(NamedTuple):
             tuple([events_ms[kept] for events_ms in self.events_ms]),
             self.now_ms,
             None,
+            tuple([block[kept] for block in self.blocks]),
+            tuple([column[kept] for column in self.context]),
         )
+
+
+class Plan(Protocol):
+    """What the pipeline and the edge know of a plan."""
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        ...
+
+    @property
+    def bindings(self) -> tuple[Binding, ...]:
+        """The views whose rows are looked up."""
+        ...
+
+    @property
+    def entities(self) -> Mapping[str, str]:
+        """Request column -> `string` or `int64`."""
+        ...
+
+    @property
+    def context(self) -> tuple[ContextColumn, ...]:
+        """The columns that a request carries under the manifest's names."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, PlanColumn]:
+        """Every named column."""
+        ...
+
+    @property
+    def matrices(self) -> tuple[Matrix, ...]:
+        """How the graph's inputs are filled from columns; empty where the caller sends them."""
+        ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """The graph's outputs, in its order."""
+        ...
+
+    @property
+    def batched(self) -> bool:
+        """Whether a run has rows. Where it has not, a request is a run of its own and its outputs are given whole."""
+        ...
+
+    @property
+    def steady(self) -> bool:
+        """Whether a row always has the same size, so that runs of few rows teach what runs of many will cost."""
+        ...
+
+    def bind(self, asked: Asked, rows_max: int) -> Bound:
+        """Match the names of a request with the plan's, or raise `InvalidRequest` saying what exists."""
+        ...
+
+    def assemble(self, requests: Sequence[Request], stored: Sequence[Sequence[bytes]], now_ms: int) -> Assembled:
+        """Turn a batch into model inputs."""
+        ...
+
+    def blank(self, rows: int) -> dict[str, Array]:
+        """Inputs of zeros and empty strings, to try the graph out. Dimensions that are free are 1."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +164,23 @@ class FeaturePlan:
     transforms: tuple[Transform, ...]
     matrices: tuple[Matrix, ...]
     outputs: tuple[str, ...]
+
+    @property
+    def batched(self) -> bool:
+        """A manifest fills rows."""
+        return True
+
+    @property
+    def steady(self) -> bool:
+        """The manifest says how many values a row has."""
+        return True
+
+    def blank(self, rows: int) -> dict[str, Array]:
+        """Inputs of zeros and empty strings, to try the graph out."""
+        return {
+            matrix.spec.name: np.full((rows, *matrix.row_shape), "" if matrix.dtype.hasobject else 0, matrix.dtype)
+            for matrix in self.matrices
+        }
 
     def bind(self, asked: Asked, rows_max: int) -> Bound:
         """Match the names of a request with the plan's, or raise `InvalidRequest` saying what exists."""
@@ -118,7 +206,7 @@ class FeaturePlan:
             ),
             self._bind_context(asked.context, rows) if asked.context or self.context else (),
             self._bind_overrides(asked.overrides, rows) if asked.overrides else (),
-            self._bind_outputs(asked.outputs) if asked.outputs else (),
+            chosen_outputs(self.model, self.outputs, asked.outputs) if asked.outputs else (),
         )
 
     def assemble(self, requests: Sequence[Request], stored: Sequence[Sequence[bytes]], now_ms: int) -> Assembled:
@@ -142,13 +230,15 @@ class FeaturePlan:
         if any(map(_overrides_of, requests)):
             self._override(requests, blocks, statuses)
         context = [self._gather(requests, index) for index in range(len(self.context))]
-        values = _Values(self, blocks, context, rows)
+        values = Values(self, blocks, context, rows)
         return Assembled(
             {matrix.spec.name: matrix.fill(blocks, rows, values) for matrix in self.matrices},
             tuple(statuses),
             tuple([block["event_ms"] for block in blocks]),
             now_ms,
             rejected,
+            tuple(blocks),
+            tuple(context),
         )
 
     def _bind_context(self, tensors: Mapping[str, Array], rows: int) -> tuple[bytes | list[str], ...]:
@@ -183,14 +273,6 @@ class FeaturePlan:
             overrides.append(Override(column.source.binding, name.partition(".")[2], array))
         return tuple(overrides)
 
-    def _bind_outputs(self, names: Sequence[str]) -> tuple[int, ...]:
-        unknown = [name for name in names if name not in self.outputs]
-        if unknown:
-            raise InvalidRequest(
-                f"model {self.model} has no output {unknown[0]!r} (it has: {', '.join(self.outputs)})", field="outputs"
-            )
-        return tuple(self.outputs.index(name) for name in dict.fromkeys(names))
-
     def _explain(self, field: str, given: Mapping[str, object], wanted: Mapping[str, object]) -> NoReturn:
         """Say which columns are unknown or missing. Called only when some are."""
         needs = ", ".join(f"{name} ({dtype})" for name, dtype in wanted.items()) or "none"
@@ -223,6 +305,8 @@ class FeaturePlan:
                 place = self.bindings[binding].view.layout.places[column]
                 cells = blocks[binding][place.run][span, place.start : place.start + place.width]
                 cells[:] = values.reshape(cells.shape)
+                byte, bit = divmod([one.name for one in self.bindings[binding].view.columns].index(column), 8)
+                blocks[binding]["valid"][span, byte] |= 1 << bit  # the caller's value is no null
                 # The cause stays: OVERRIDDEN (ABSENT) says that there was no row under the caller's value.
                 statuses[binding][span] = statuses[binding][span] & status.CAUSE_MASK | status.OVERRIDDEN
         for index in touched:
@@ -237,7 +321,7 @@ class FeaturePlan:
         return rejected if rejected is not None and rejected.any() else None
 
 
-class _Values:
+class Values:
     """The columns of one batch that are not copied straight from a block; each transform runs at most once."""
 
     def __init__(
@@ -265,6 +349,16 @@ class _Values:
             arguments = {name: self(self.plan.columns[of]) for name, of in transform.parameters.items()}
             results = self.derived[source.transform] = transform.run(arguments, self.rows)
         return results[source.output]
+
+
+def chosen_outputs(model: str, known: tuple[str, ...], names: Sequence[str]) -> tuple[int, ...]:
+    """The indices of the outputs that a request names, each once, or `InvalidRequest`."""
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise InvalidRequest(
+            f"model {model} has no output {unknown[0]!r} (it has: {', '.join(known)})", field="outputs"
+        )
+    return tuple(known.index(name) for name in dict.fromkeys(names))
 
 
 def _row_count(asked: Asked) -> int:

@@ -27,6 +27,12 @@ class ModelNotFound(CallerError):
     reason = "MODEL_NOT_FOUND"
 
 
+class ModelRefused(CallerError):
+    """A model that was asked for cannot be loaded; the message has every problem that was found."""
+
+    reason = "MODEL_REFUSED"
+
+
 class RowRejected(CallerError):
     """A policy of the model fails a request that has such a row."""
 

@@ -6,6 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gateway.records.request import Request
+from gateway.records.violations import Violations
+
 
 class BatchReport(NamedTuple):
     """One run of a model and the answers that it gave. Times are seconds of `time.monotonic()`.
@@ -29,6 +32,14 @@ class BatchReport(NamedTuple):
     answered: float
     statuses: Mapping[str, npt.NDArray[np.uint8]]
     """Per view (`plane_stats@1`), the status byte of every row."""
+    cpu_s: float = 0.0
+    """CPU time that the model's runs took since its last report, those that failed too, seconds."""
+    padded_rows: int = 0
+    """Rows that were added to fill buckets, in the same runs."""
+    taken: float = 0.0
+    """When the model was free for the batch, between `ready` and `assembled`; 0 where nobody looked."""
+    violations: Violations | None = None
+    """Violated checks of the rows that were answered."""
 
 
 class FailureReport(NamedTuple):
@@ -39,3 +50,9 @@ class FailureReport(NamedTuple):
     """The gRPC code in upper case, `INVALID_ARGUMENT`."""
     arrived: Sequence[float]
     ended: float
+    version: int = 0
+    """Of the model that was asked; 0 where the request had not got so far."""
+    message: str = ""
+    request_id: str = ""
+    request: Request | None = None
+    """None when the request could not be bound to a model."""

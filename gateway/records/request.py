@@ -46,6 +46,10 @@ class Request(NamedTuple):
 
     `ids` has one sequence per view of the plan and `context` one entry per context column, both of `rows` entries;
     a sequence of one id stands for every row. `context` is the column's little-endian bytes, or a list of str.
+
+    Where the caller sends the graph's own inputs, `context` has one entry per input and `shape` the shape of a row of
+    each (of the whole array where the graph has no rows, and then `rows` is 1); else `shape` is empty. `priority` is
+    the level in the model's queue, 1 is served first and 0 is the model's default.
     """
 
     caller: Caller
@@ -59,3 +63,6 @@ class Request(NamedTuple):
     overrides: tuple[Override, ...]
     outputs: tuple[int, ...]
     return_features: bool
+    shape: tuple[tuple[int, ...], ...] = ()
+    priority: int = 0
+    return_violations: bool = False

@@ -49,9 +49,7 @@ def to_array(tensor: pb.Tensor, field: str, strings_max: int | None = None) -> A
     if len(tensor.shape) > DIMENSIONS_MAX:
         raise InvalidRequest(f"{field} has {len(tensor.shape)} dimensions, the most is {DIMENSIONS_MAX}", field=field)
     shape = tuple(tensor.shape)
-    flat = (
-        _from_raw(tensor.raw, dtype, field, strings_max) if has_raw else _from_contents(tensor.contents, dtype, field)
-    )
+    flat = from_raw(tensor.raw, dtype, field, strings_max) if has_raw else _from_contents(tensor.contents, dtype, field)
     if not shape:
         return flat
     if min(shape) < 0 or math.prod(shape) != flat.size:
@@ -86,9 +84,10 @@ def pack_strings(values: Iterable[str | bytes]) -> bytes:
     return b"".join(parts)
 
 
-def _from_raw(raw: bytes, dtype: np.dtype[np.generic], field: str, strings_max: int | None) -> Array:
+def from_raw(raw: bytes, dtype: np.dtype[np.generic], field: str, strings_max: int | None) -> Array:
+    """The elements of raw contents, in a row; numbers share the bytes. Raises `InvalidRequest`."""
     if dtype.hasobject:
-        return _objects(_unpack_strings(raw, field, strings_max))
+        return objects(_unpack_strings(raw, field, strings_max))
     if len(raw) % dtype.itemsize:
         raise InvalidRequest(f"{field} has {len(raw)} raw bytes, not a multiple of {dtype.itemsize}", field=field)
     if dtype.kind == "b" and raw.translate(None, b"\0\1"):
@@ -104,7 +103,7 @@ def _from_contents(contents: pb.TensorContents, dtype: np.dtype[np.generic], fie
     # A list, because numpy takes a repeated field for a buffer and wraps what does not fit.
     values = list(getattr(contents, wanted))
     if dtype.hasobject:
-        return _objects(values)
+        return objects(values)
     try:
         with np.errstate(over="raise"):
             return np.array(values, dtype)
@@ -129,7 +128,8 @@ def _unpack_strings(raw: bytes, field: str, strings_max: int | None) -> list[obj
     return values
 
 
-def _objects(values: list[object]) -> Array:
+def objects(values: list[object]) -> Array:
+    """Strings as an array."""
     array = np.empty(len(values), object)
     array[:] = values
     return array

@@ -3,7 +3,6 @@ bugs."""
 
 import asyncio
 import contextlib
-import json
 import logging
 import resource
 import signal
@@ -20,11 +19,16 @@ from rich.table import Table
 
 from gateway.client import HeadraceClient, Prediction
 from gateway.server import settings as settings_file
-from gateway.server.command import CONFIG, TARGET, command, console, credentials, progress_bar, stop, tls
+from gateway.server.audit_cli import audit
+from gateway.server.command import CONFIG, TARGET, command, credentials, progress_bar, stop, tls
+from gateway.server.dataset_cli import dataset
+from gateway.server.drift_cli import drift
 from gateway.server.features_cli import features
+from gateway.server.journal_cli import journal
+from gateway.server.models_cli import models
+from gateway.server.profile_cli import profile
 
 if TYPE_CHECKING:
-    from gateway.inference import Model
     from gateway.server.app import Gateway
 
 _FEATURE_ROWS_SHOWN = 6
@@ -36,7 +40,13 @@ def main() -> None:
     """Headrace: entity ids in, predictions out, over gRPC."""
 
 
+main.add_command(audit)
+main.add_command(drift)
+main.add_command(dataset)
 main.add_command(features)
+main.add_command(journal)
+main.add_command(profile)
+main.add_command(models)
 
 
 @main.command()
@@ -131,33 +141,6 @@ async def load(config: Path, view: str, source: Path, on_bad_row: str, resume: b
 
 
 @main.command()
-@CONFIG
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@command
-async def models(config: Path, as_json: bool) -> None:
-    """Load the models of a configuration, check them, and print what each takes and gives."""
-    from featureclient.schema import Catalogue
-    from gateway.server.app import load_models
-
-    settings = settings_file.load(config)
-    loaded = await load_models(settings, Catalogue.load(settings.catalogue))
-    if as_json:
-        click.echo(json.dumps([_describe(model) for model in loaded], indent=2))
-        return
-    table = Table("model", "version", "entities", "context", "views", "outputs")
-    for model in loaded:
-        table.add_row(
-            model.name,
-            " ".join([str(model.version), *model.labels]),
-            "\n".join(f"{name}: {dtype}" for name, dtype in model.plan.entities.items()),
-            "\n".join(f"{column.name}: {column.dtype}" for column in model.plan.context),
-            "\n".join(f"{binding.alias}: {binding.view.ref}" for binding in model.plan.bindings),
-            "\n".join(map(str, model.signature.outputs)),
-        )
-    console().print(table)
-
-
-@main.command()
 @TARGET
 @tls
 @click.argument("model")
@@ -233,19 +216,6 @@ def demo(context: click.Context) -> None:
     except ImportError as error:
         stop(f"the demo runs in a checkout of the repository with `pip install -e '.[demo]'` ({error})")
     run(context.args)
-
-
-def _describe(model: "Model") -> dict[str, Any]:
-    return {
-        "model": model.name,
-        "version": model.version,
-        "labels": list(model.labels),
-        "entities": dict(model.plan.entities),
-        "context": {column.name: str(column.dtype) for column in model.plan.context},
-        "views": {binding.alias: binding.view.ref for binding in model.plan.bindings},
-        "inputs": [str(spec) for spec in model.signature.inputs],
-        "outputs": [str(spec) for spec in model.signature.outputs],
-    }
 
 
 def _pair(text: str, read: Callable[[str], Any]) -> tuple[str, Any]:

@@ -6,12 +6,10 @@ constant size. So the generated classes serialise a blank answer once, numpy fil
 size at once, and only the request id is appended to each.
 """
 
-import math
-import secrets
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +20,8 @@ from gateway.pipeline import Answers
 from gateway.records.errors import InvalidRequest
 from gateway.records.request import Array, Asked, Request
 from gateway.records.tensors import from_array, to_array
+from gateway.records.violations import FALLBACK, Violations, said
+from gateway.server.skeleton import SKELETON_ROWS_MAX, SKELETONS_MAX, Layout, Skeleton
 from headrace.v1 import prediction_pb2 as pb
 from headrace.v1 import tensor_pb2
 
@@ -29,9 +29,6 @@ Ages: TypeAlias = Sequence[npt.NDArray[np.int64]]
 """`Assembled.ages_ms`."""
 
 _TENSORS_MAX = 1024
-_SKELETONS_MAX = 512
-_SKELETON_ROWS_MAX = 256
-"""Rows up to which a blank answer is kept; for more it is a small part of the work, and many would take much memory."""
 _ID_BYTES = 16
 _ID_FIELD_BYTES = len(pb.PredictResponse(prediction_id=bytes(_ID_BYTES)).SerializeToString())
 
@@ -71,26 +68,6 @@ def ids_by_name(columns: Sequence[tensor_pb2.EntityColumn]) -> dict[str, list[st
     return found
 
 
-class PredictionIds:
-    """Ids that no other process and no earlier run has given: 8 random bytes, then a counter, big-endian."""
-
-    def __init__(self, prefix: bytes | None = None) -> None:
-        self.prefix = prefix or secrets.token_bytes(8)
-        self._next = 0
-
-    def take(self, count: int) -> npt.NDArray[np.uint64]:
-        """The counters of the next ids."""
-        first, self._next = self._next, self._next + count
-        return np.arange(first, self._next, dtype=np.uint64)
-
-
-class _Skeleton(NamedTuple):
-    """A blank answer, and the fields in it."""
-
-    blank: bytes
-    dtype: np.dtype[np.void]
-
-
 class Encoder:
     """Encodes the answers of one model.
 
@@ -98,31 +75,41 @@ class Encoder:
     for each value. Answers of equal size are an array of such records, filled field by field.
     """
 
-    def __init__(self, model: Model, ids: PredictionIds) -> None:
+    def __init__(self, model: Model, prefix: bytes) -> None:
+        """`prefix` is what all prediction ids of this process begin with, 8 bytes."""
         self._model = model
-        self._ids = ids
+        self._prefix = prefix
         self._head = pb.PredictResponse(
             model=model.name, version=model.version, variant=model.variant
         ).SerializeToString()
         # A request without an id gets its prediction's, in hexadecimal digits.
-        self._own_id_head = _request_id_prefix(2 * _ID_BYTES) + ids.prefix.hex().encode()
-        self._constant_size = not any(spec.dtype == "string" for spec in model.signature.outputs)
-        self._skeletons: dict[tuple[int, tuple[tuple[int, ...], ...]], _Skeleton] = {}
+        self._own_id_head = _request_id_prefix(2 * _ID_BYTES) + prefix.hex().encode()
+        # Strings differ in size, and the outputs of a graph without rows are one request's, whole.
+        self._constant_size = model.plan.batched and not any(spec.dtype == "string" for spec in model.signature.outputs)
+        self._skeletons: dict[tuple[int, tuple[tuple[int, ...], ...]], Skeleton] = {}
 
     def encode(self, answers: Answers) -> Iterator[tuple[Request, bytes]]:
         """Yield each request with the bytes of its answer."""
-        start = 0
+        start = first = 0
         ages = answers.assembled.ages_ms()
+        verdicts = None if answers.violations is None else answers.violations.verdicts
         for rows, run in groupby(answers.requests, _rows_of):
             requests = list(run)
-            numbers = self._ids.take(len(requests))
+            numbers = answers.numbers[first : first + len(requests)]
+            first += len(requests)
             bodies = self._block(answers, ages, rows, numbers, slice(start, start + rows * len(requests)))
             named = numbers.astype(">u8").tobytes().hex().encode()
             for index, request in enumerate(requests):
-                body = bodies[index]
-                if request.outputs or request.return_features or not self._constant_size:
+                body, span = bodies[index], slice(start, start + rows)
+                if (
+                    request.outputs
+                    or request.return_features
+                    or request.return_violations
+                    or not self._constant_size
+                    or (verdicts is not None and verdicts[span].max() >= FALLBACK)
+                ):
                     # The last bytes of a body are its prediction id.
-                    body = self._whole(answers, ages, request, slice(start, start + rows)) + body[-_ID_FIELD_BYTES:]
+                    body = self._whole(answers, ages, request, span) + body[-_ID_FIELD_BYTES:]
                 if request.request_id:
                     request_id = request.request_id.encode()
                     yield request, body + _request_id_prefix(len(request_id)) + request_id
@@ -152,9 +139,9 @@ class Encoder:
         filled, size = bytes(data), len(skeleton.blank)
         return [filled[at : at + size] for at in range(0, count * size, size)]
 
-    def _build(self, rows: int, shapes: tuple[tuple[int, ...], ...], outputs: Sequence[Array]) -> _Skeleton:
+    def _build(self, rows: int, shapes: tuple[tuple[int, ...], ...], outputs: Sequence[Array]) -> Skeleton:
         """Serialise a blank answer with the generated classes, and find where its values are."""
-        layout = _Layout(self._head)
+        layout = Layout(self._head)
         for index, output in enumerate(outputs):
             blank = from_array(
                 self._model.signature.outputs[index].name, np.zeros((rows, *shapes[index]), output.dtype)
@@ -168,11 +155,11 @@ class Encoder:
             view = tensor_pb2.ViewRows(alias=binding.alias, view=binding.ref, status=codes, age_ms=[0] * rows)
             layout.add(pb.PredictResponse(views=[view]), status_field, after=len(ages))
             layout.add_bytes(ages, age_field)
-        blank_id = self._ids.prefix + bytes(8)
+        blank_id = self._prefix + bytes(8)
         layout.add(pb.PredictResponse(prediction_id=blank_id), ("number", np.dtype(">u8"), ()))
         skeleton = layout.skeleton()
-        if rows <= _SKELETON_ROWS_MAX:
-            if len(self._skeletons) >= _SKELETONS_MAX:
+        if rows <= SKELETON_ROWS_MAX:
+            if len(self._skeletons) >= SKELETONS_MAX:
                 self._skeletons.clear()
             self._skeletons[rows, shapes] = skeleton
         return skeleton
@@ -182,7 +169,10 @@ class Encoder:
         model, assembled = self._model, answers.assembled
         response = pb.PredictResponse()
         response.outputs.extend(
-            from_array(model.signature.outputs[index].name, answers.outputs[index][span])
+            from_array(
+                model.signature.outputs[index].name,
+                answers.outputs[index][span] if model.plan.batched else np.asarray(answers.outputs[index]),
+            )
             for index in request.outputs or range(len(answers.outputs))
         )
         for binding, codes, view_ages in zip(model.plan.bindings, assembled.statuses, ages, strict=True):
@@ -195,39 +185,30 @@ class Encoder:
                 for column, place in matrix.columns:
                     values = flat[:, place]
                     response.features.append(from_array(column.name, values if column.dtype.length else values[:, 0]))
+        if answers.violations is not None:
+            _tell(response, answers.violations, span, every=request.return_violations)
+        elif request.return_violations:
+            response.verdicts = bytes(span.stop - span.start)
         return self._head + response.SerializeToString()
 
 
-class _Layout:
-    """A record dtype in the making: serialised parts, each of which ends in the bytes of a value."""
-
-    def __init__(self, head: bytes) -> None:
-        self._bytes = head
-        self._names: list[str] = []
-        self._formats: list[tuple[np.dtype[np.generic], tuple[int, ...]]] = []
-        self._offsets: list[int] = []
-
-    def add(
-        self, part: pb.PredictResponse, field: tuple[str, np.dtype[np.generic], tuple[int, ...]], *, after: int = 0
-    ) -> None:
-        """Append a message whose last bytes are the field's value, but for `after` bytes that are left out."""
-        serialised = part.SerializeToString()
-        self.add_bytes(serialised[: len(serialised) - after], field)
-
-    def add_bytes(self, part: bytes, field: tuple[str, np.dtype[np.generic], tuple[int, ...]]) -> None:
-        """Append bytes whose last ones are the field's value."""
-        name, dtype, shape = field
-        self._bytes += part
-        self._names.append(name)
-        self._formats.append((dtype, shape))
-        self._offsets.append(len(self._bytes) - dtype.itemsize * math.prod(shape))
-
-    def skeleton(self) -> _Skeleton:
-        """What has been added."""
-        dtype = np.dtype(
-            {"names": self._names, "formats": self._formats, "offsets": self._offsets, "itemsize": len(self._bytes)}
-        )
-        return _Skeleton(self._bytes, dtype)
+def _tell(response: pb.PredictResponse, violations: Violations, span: slice, *, every: bool) -> None:
+    """What became of the rows of a request; `every` check that they do not pass, if the caller asked for it."""
+    response.verdicts = violations.verdicts[span].tobytes()
+    if not every:
+        return
+    raw = {
+        (row - span.start, column): values[index : index + 1]
+        for column, rows, values in violations.changed
+        for index, row in enumerate(rows.tolist())
+        if span.start <= row < span.stop
+    }
+    for row, column in np.argwhere(violations.mask[span]).tolist():
+        name = violations.columns[column]
+        kinds = int(violations.kinds[span.start + row, column])
+        violation = response.violations.add(row=row, column=name, kinds=said(kinds))
+        if (row, column) in raw:
+            violation.raw.CopyFrom(from_array(name, raw[row, column]))
 
 
 @lru_cache(maxsize=1024)

@@ -14,7 +14,7 @@ from gateway.records.errors import HeadraceError, InvalidRequest, LimitExceeded,
 from gateway.records.request import Array, Id
 from gateway.records.tensors import from_array, to_array
 from gateway.server.codec import ids_by_name
-from gateway.server.status import describe
+from gateway.server.status import abort
 from headrace.v1 import features_pb2 as pb
 from headrace.v1 import features_pb2_grpc, tensor_pb2
 
@@ -142,8 +142,7 @@ def _values(column: pb.FeatureColumn, rows: int) -> Array:
 
 async def _abort(context: "grpc.aio.ServicerContext[Any, Any]", error: Exception) -> NoReturn:
     """End the call with the error that `error` means to a caller."""
-    code, message, details = describe(_ours(error))
-    await context.abort(code, message, (("grpc-status-details-bin", details),) if details else ())
+    await abort(context, _ours(error))
 
 
 def _ours(error: Exception) -> Exception:

@@ -15,9 +15,8 @@ What is unusual in a message (a field twice, several ids, a value that has to be
 from being answered. A form belongs to the model that its request was bound to.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from operator import itemgetter
-from typing import Any, TypeAlias
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from gateway.plan.column import array_dtype
 from gateway.plan.plan import Binding
 from gateway.records.request import Caller, Id, Request
 from gateway.records.tensors import NUMPY
+from gateway.server import wire
 from headrace.v1 import prediction_pb2 as pb
 from headrace.v1 import tensor_pb2
 
@@ -35,27 +35,56 @@ FORMS_OF_A_SIZE_MAX = 8
 """They are tried one after the other."""
 FORM_BYTES_MAX = 2048
 """A larger request is learnt from no more: comparing and keeping its bytes costs what decoding does."""
+FIXED_FROM = Request._fields.index("overrides")
+"""The fields of a request from which on all are the same in every request of a form."""
 _LEARN_EVERY = 4
 """Learning takes several times as long as decoding, and not every request has another like it."""
 
-Holes: TypeAlias = tuple[bytes, ...]
-_Span: TypeAlias = tuple[int, int]
 _Field: TypeAlias = tuple[str, str]
 """`(entities, <column>)`, `(context, <column>)` or `(request_id, "")`."""
 
 
-class Forms:
-    """The forms that were learnt."""
+class Like(Protocol):
+    """A form of some message."""
 
-    def __init__(self) -> None:
-        self._by_size: dict[int, list[Form]] = {}
+    model: Model
+    around: Callable[[Any], wire.Holes]
+    fixed: wire.Holes
+
+
+F = TypeVar("F", bound=Like)
+F_co = TypeVar("F_co", bound=Like, covariant=True)
+
+
+class Kind(Protocol[F_co]):
+    """The class of a form."""
+
+    BYTES_MAX: int
+
+    @staticmethod
+    def fits(request: Request) -> bool:
+        """Requests like this one are worth a form."""
+        ...
+
+    @classmethod
+    def of(cls, payload: bytes, model: Model, request: Request) -> F_co | None:
+        """The form of a request that was bound; None when it can be none."""
+        ...
+
+
+class Forms(Generic[F]):
+    """The forms that were learnt, all of one kind."""
+
+    def __init__(self, kind: Kind[F]) -> None:
+        self._kind = kind
+        self._by_size: dict[int, list[F]] = {}
         self._count = 0
         self._misses = 0
 
     def __repr__(self) -> str:
         return f"<Forms {self._count}>"
 
-    def find(self, payload: bytes | memoryview) -> "Form | None":
+    def find(self, payload: bytes | memoryview) -> F | None:
         """The form that a payload fits."""
         for form in self._by_size.get(len(payload), ()):
             if form.around(payload) == form.fixed:
@@ -64,20 +93,31 @@ class Forms:
 
     def learn(self, payload: bytes | memoryview, model: Model, request: Request) -> None:
         """Keep a request that was decoded in full as a form, now and then, if it can be one and there is room."""
-        if request.rows != 1 or request.overrides or len(payload) > FORM_BYTES_MAX or not isinstance(payload, bytes):
+        kind = self._kind
+        if len(payload) > kind.BYTES_MAX or not isinstance(payload, bytes) or not kind.fits(request):
             return
         self._misses += 1
         known = self._by_size.get(len(payload), ())
         if self._misses % _LEARN_EVERY or len(known) >= FORMS_OF_A_SIZE_MAX:
             return
-        form = Form.of(payload, model, request)
+        form = kind.of(payload, model, request)
         if form is None:
             return
         if self._count >= FORMS_MAX:
-            self._by_size.clear()
-            self._count = 0
+            self.clear()
         self._by_size.setdefault(len(payload), []).append(form)
         self._count += 1
+
+    def forget(self, names: Collection[str]) -> None:
+        """Forget those of these models, all versions: which of them a request means has changed."""
+        kept = {size: [form for form in forms if form.model.name not in names] for size, forms in self._by_size.items()}
+        self._by_size = {size: forms for size, forms in kept.items() if forms}
+        self._count = sum(map(len, self._by_size.values()))
+
+    def clear(self) -> None:
+        """Forget all of them, as when other models serve."""
+        self._by_size.clear()
+        self._count = 0
 
 
 class Form:
@@ -85,13 +125,19 @@ class Form:
 
     __slots__ = ("_columns", "_context", "_holes", "_only", "_request_id", "_rest",
                  "around", "fixed", "model")  # fmt: skip
+    BYTES_MAX = FORM_BYTES_MAX
+
+    @staticmethod
+    def fits(request: Request) -> bool:
+        """One row, and nothing overridden."""
+        return request.rows == 1 and not request.overrides
 
     @classmethod
     def of(cls, payload: bytes, model: Model, request: Request) -> "Form | None":
         """The form of a request that was bound; None when it can be none."""
         try:
             form = cls(payload, model, request)
-        except (_Unusual, IndexError, ValueError):  # a field of another type than its own ends anywhere
+        except (wire.Unusual, IndexError, ValueError):  # a field of another type than its own ends anywhere
             return None
         # What stands in the request is not what was bound when it had to be cast. Then there is no form.
         return form if form.request(request.caller, payload, request.arrived, request.deadline) == request else None
@@ -102,11 +148,11 @@ class Form:
         spans = sorted(found.values())
         edges = [0, *(edge for span in spans for edge in span), len(payload)]
         if not spans:
-            raise _Unusual
-        self.around = _cutter(list(zip(edges[::2], edges[1::2], strict=True)))
+            raise wire.Unusual
+        self.around = wire.cutter(list(zip(edges[::2], edges[1::2], strict=True)))
         self.fixed = self.around(payload)
         self.model = model
-        self._holes = _cutter(spans)
+        self._holes = wire.cutter(spans)
         places = {field: spans.index(span) for field, span in found.items()}
         integers = {name for name, dtype in plan.entities.items() if dtype == "int64"}
         self._columns = [_column(binding, places, integers) for binding in plan.bindings]
@@ -115,7 +161,7 @@ class Form:
         # The usual small request: one string, for one view.
         usual = len(spans) == 1 and len(self._columns) == 1 and not integers
         self._only = slice(*spans[0]) if usual else None
-        self._rest = (request.overrides, request.outputs, request.return_features)
+        self._rest = request[FIXED_FROM:]
 
     def request(self, caller: Caller, payload: bytes | memoryview, arrived: float, deadline: float) -> Request | None:
         """The request of a payload that fits. None when a hole holds what it may not; `codec` finds what to say."""
@@ -127,7 +173,7 @@ class Form:
                 ids: tuple[Sequence[Id], ...] = ([str(payload[self._only], "utf-8")],)
             else:
                 holes = self._holes(payload)
-                request_id = "" if at is None else _text(holes[at])
+                request_id = "" if at is None else wire.text(holes[at])
                 ids = tuple([column(holes) for column in self._columns])
                 context = tuple([holes[place] for place in self._context])
         except ValueError:
@@ -138,26 +184,18 @@ class Form:
         )
 
 
-class _Unusual(Exception):
-    """The request cannot be a form."""
-
-
-def _cutter(spans: Sequence[_Span]) -> Callable[[Any], Holes]:
-    """A function that cuts these spans out of a payload. (Of two or more things itemgetter makes a tuple.)"""
-    slices = [slice(*span) for span in spans]
-    return itemgetter(*slices, slice(0, 0))
-
-
 def _place(places: dict[_Field, int], field: _Field) -> int:
     place = places.get(field)
     if place is None:
-        raise _Unusual
+        raise wire.Unusual
     return place
 
 
-def _column(binding: Binding, places: dict[_Field, int], integers: set[str]) -> Callable[[Holes], Sequence[Id]]:
+def _column(binding: Binding, places: dict[_Field, int], integers: set[str]) -> Callable[[wire.Holes], Sequence[Id]]:
     """How the ids of a view are made from the holes."""
-    parts = [(_place(places, ("entities", key)), _integer if key in integers else _text) for key in binding.keys]
+    parts = [
+        (_place(places, ("entities", key)), wire.integer if key in integers else wire.text) for key in binding.keys
+    ]
     place, decode = parts[0]
     if len(parts) == 1:
         return lambda holes: [decode(holes[place])]
@@ -166,17 +204,12 @@ def _column(binding: Binding, places: dict[_Field, int], integers: set[str]) -> 
 
 # ── Where the holes are ─────────────────────────────────────────────────────────────────────────────────────────────
 
-_VARINT, _DELIMITED = 0, 2
-_VARINT_BYTES_MAX = 10
-_INT64_SIGN = 1 << 63
-
-
-def _numbers(message: Any) -> dict[str, int]:
-    return {name: field.number for name, field in message.DESCRIPTOR.fields_by_name.items()}
-
-
-_REQUEST, _COLUMN, _TENSOR = _numbers(pb.PredictRequest), _numbers(tensor_pb2.EntityColumn), _numbers(tensor_pb2.Tensor)
-_VALUES = _numbers(tensor_pb2.StringIds)["values"]  # and of Int64Ids, which is the same
+_REQUEST, _COLUMN, _TENSOR = (
+    wire.numbers(pb.PredictRequest),
+    wire.numbers(tensor_pb2.EntityColumn),
+    wire.numbers(tensor_pb2.Tensor),
+)
+_VALUES = wire.numbers(tensor_pb2.StringIds)["values"]  # and of Int64Ids, which is the same
 _NUMBERS = {
     getattr(tensor_pb2, f"DTYPE_{kind}{bits}")
     for kind, sizes in (("INT", (8, 16, 32, 64)), ("UINT", (8, 16, 32, 64)), ("FLOAT", (16, 32, 64)))
@@ -185,102 +218,47 @@ _NUMBERS = {
 """Tensors of which any bytes are elements. (A BOOL is 0 or 1.)"""
 
 
-def _find_holes(payload: bytes, dtypes: Mapping[str, np.dtype[Any]]) -> dict[_Field, _Span]:
+def _find_holes(payload: bytes, dtypes: Mapping[str, np.dtype[Any]]) -> dict[_Field, wire.Span]:
     """Where the holes are. `dtypes` are those of the context columns: only what has the very same may vary, because
     what has to be cast is not what stands in the request, even where its bytes are the same (as those of zeros are)."""
-    holes: dict[_Field, _Span] = {}
-    for number, _, span in _fields(payload, (0, len(payload))):
+    holes: dict[_Field, wire.Span] = {}
+    for number, _, span in wire.fields(payload, (0, len(payload))):
         if number == _REQUEST["entities"]:
             name, hole = _entity_hole(payload, span)
             field = ("entities", name)
         elif number == _REQUEST["context"]:
             name, dtype, hole = _context_hole(payload, span)
             if dtypes.get(name) != NUMPY.get(dtype):
-                raise _Unusual
+                raise wire.Unusual
             field = ("context", name)
         elif number == _REQUEST["request_id"]:
             field, hole = ("request_id", ""), span
         else:
             continue
         if field in holes:
-            raise _Unusual
+            raise wire.Unusual
         holes[field] = hole
     return holes
 
 
-def _entity_hole(payload: bytes, span: _Span) -> tuple[str, _Span]:
+def _entity_hole(payload: bytes, span: wire.Span) -> tuple[str, wire.Span]:
     """The name of an entity column of one id, and where the id is."""
-    parts = _each_once(payload, span)
+    parts = wire.each_once(payload, span)
     name = parts.pop(_COLUMN["name"], None)
     if name is None or len(parts) != 1 or not parts.keys() <= {_COLUMN["strings"], _COLUMN["int64s"]}:
-        raise _Unusual
-    ids = _each_once(payload, parts.popitem()[1])
+        raise wire.Unusual
+    ids = wire.each_once(payload, parts.popitem()[1])
     if ids.keys() != {_VALUES}:
-        raise _Unusual
+        raise wire.Unusual
     return payload[slice(*name)].decode(), ids[_VALUES]
 
 
-def _context_hole(payload: bytes, span: _Span) -> tuple[str, int, _Span]:
+def _context_hole(payload: bytes, span: wire.Span) -> tuple[str, int, wire.Span]:
     """The name and dtype of a tensor of numbers in raw bytes, and where they are."""
-    parts = _each_once(payload, span)
+    parts = wire.each_once(payload, span)
     if not {_TENSOR["name"], _TENSOR["dtype"], _TENSOR["raw"]} <= parts.keys():
-        raise _Unusual
-    dtype = _unsigned(payload[slice(*parts[_TENSOR["dtype"]])])
+        raise wire.Unusual
+    dtype = wire.unsigned(payload[slice(*parts[_TENSOR["dtype"]])])
     if dtype not in _NUMBERS:
-        raise _Unusual
+        raise wire.Unusual
     return payload[slice(*parts[_TENSOR["name"]])].decode(), dtype, parts[_TENSOR["raw"]]
-
-
-def _each_once(payload: bytes, span: _Span) -> dict[int, _Span]:
-    """The contents of a message's fields by number. A field that is there twice is unusual."""
-    found: dict[int, _Span] = {}
-    for number, _, content in _fields(payload, span):
-        if number in found:
-            raise _Unusual
-        found[number] = content
-    return found
-
-
-def _fields(payload: bytes, span: _Span) -> Iterator[tuple[int, int, _Span]]:
-    """The fields of a message that was parsed before: number, wire type, and where the content is."""
-    at, end = span
-    while at < end:
-        at, tag = _varint(payload, at)
-        if tag & 7 == _DELIMITED:
-            start, size = _varint(payload, at)
-            at = start + size
-            if at > end:
-                raise _Unusual
-        elif tag & 7 == _VARINT:
-            start = at
-            at, _ = _varint(payload, at)
-        else:
-            raise _Unusual
-        yield tag >> 3, tag & 7, (start, at)
-
-
-def _text(hole: bytes) -> str:
-    return str(hole, "utf-8")
-
-
-def _varint(payload: bytes, at: int) -> tuple[int, int]:
-    end = at
-    while payload[end] >= 0x80:  # noqa: PLR2004 - the bit that says that there is more
-        end += 1
-    return end + 1, _unsigned(payload[at : end + 1])
-
-
-def _unsigned(data: bytes) -> int:
-    """A varint of exactly these bytes."""
-    value = 0
-    for index, byte in enumerate(data):
-        value |= (byte & 0x7F) << 7 * index
-    return value
-
-
-def _integer(hole: bytes) -> int:
-    """The one int64 that packed varints are. Raises ValueError when they are none or several."""
-    if not 0 < len(hole) <= _VARINT_BYTES_MAX or hole[-1] >= 0x80 or any(byte < 0x80 for byte in hole[:-1]):  # noqa: PLR2004
-        raise ValueError("not one varint")
-    value = _unsigned(hole) & (2 * _INT64_SIGN - 1)
-    return value - 2 * _INT64_SIGN if value >= _INT64_SIGN else value

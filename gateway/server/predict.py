@@ -9,13 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from gateway.inference import Model, ModelRepository
+from gateway.inference import Model, ModelRepository, Swap
 from gateway.pipeline import Answers, Pipeline
 from gateway.records.errors import HeadraceError, LimitExceeded, NotAllowed, Unavailable
 from gateway.records.report import FailureReport
 from gateway.records.request import Request
 from gateway.server import codec
-from gateway.server.forms import Forms
+from gateway.server.forms import Form, Forms
 from gateway.server.status import describe
 from gateway.transport.call import Call
 from headrace.v1 import prediction_pb2 as pb
@@ -51,21 +51,31 @@ class PredictHandler:
         failed: Callable[[FailureReport], None],
         *,
         features_exposed: bool,
-        ids: codec.PredictionIds,
+        prefix: bytes,
     ) -> None:
-        """`failed` is told of every request that gets an error; `ids` gives prediction ids."""
+        """`failed` is told of every request that gets an error; `prefix` is what all prediction ids begin with."""
         self.models = models
         self.options = options
         self.failed = failed
         self.features_exposed = features_exposed
-        self._ids = ids
-        self._forms = Forms()
+        self._prefix = prefix
+        self._forms = Forms(Form)
         self._encoders: dict[Model, codec.Encoder] = {}
         self._pipeline: Pipeline | None = None
 
     def open(self, pipeline: Pipeline) -> None:
         """Answer from now on. Until then calls are refused as UNAVAILABLE."""
         self._pipeline = pipeline
+
+    def on_swap(self, swap: Swap) -> None:
+        """Other versions serve. What was bound to a removed one is answered by it."""
+        self._forms.forget({model.name for model in (*swap.added, *swap.removed)})
+        for model in swap.added:
+            self._encoders[model] = codec.Encoder(model, self._prefix)
+
+    def forget(self, model: Model) -> None:
+        """A removed model has answered everything it took in."""
+        self._encoders.pop(model, None)
 
     def on_calls(self, calls: list[Call]) -> None:
         """Decode what has arrived and hand it over, model by model."""
@@ -87,17 +97,16 @@ class PredictHandler:
 
     def _decode(self, call: Call, by_model: dict[Model, list[Request]]) -> None:
         """Decode a call in full, and bind it, or end it."""
-        model_name = ""
+        model: Model | None = None
         try:
             if self._pipeline is None:
                 raise Unavailable("the server is starting: it has not reached its feature store yet")
             message = codec.parse(call.payload)
             model = self._resolve(message)
-            model_name = model.name
             request = self._bind(call, message, model)
             self._forms.learn(call.payload, model, request)
         except Exception as error:  # noqa: BLE001 - whatever one call does to us, its neighbours are answered
-            self._end(call, error, model_name, call.arrived)
+            self._end(call, error, model)
         else:
             by_model.setdefault(model, []).append(request)
 
@@ -105,13 +114,13 @@ class PredictHandler:
         """Encode and send the answers of one run."""
         encoder = self._encoders.get(answers.model)
         if encoder is None:
-            encoder = self._encoders[answers.model] = codec.Encoder(answers.model, self._ids)
+            encoder = self._encoders[answers.model] = codec.Encoder(answers.model, self._prefix)
         for request, body in encoder.encode(answers):
             cast("Call", request.caller).reply(body)
 
     def refuse(self, request: Request, error: HeadraceError) -> None:
         """End one request with an error."""
-        self._end(cast("Call", request.caller), error, request.model, request.arrived)
+        self._end(cast("Call", request.caller), error, None, request)
 
     def _resolve(self, message: pb.PredictRequest) -> Model:
         which = message.WhichOneof("model_version")
@@ -125,9 +134,10 @@ class PredictHandler:
         request_id = message.request_id
         if len(request_id) * 4 > self.options.request_id_bytes_max:
             self._check_length(request_id)
-        if message.return_features and not self.features_exposed:
+        if (message.return_features or message.return_violations) and not self.features_exposed:
+            asked = "return_features" if message.return_features else "return_violations"
             raise NotAllowed(
-                "return_features is allowed on loopback and Unix sockets only; the setting expose_features allows it"
+                f"{asked} is allowed on loopback and Unix sockets only; the setting expose_features allows it"
             )
         bound = model.plan.bind(codec.to_asked(message, self.options.rows_max), self.options.rows_max)
         return Request(
@@ -142,6 +152,9 @@ class PredictHandler:
             bound.overrides,
             bound.outputs,
             message.return_features,
+            bound.shape,
+            message.priority,
+            message.return_violations,
         )
 
     def _deadline(self, call: Call) -> float:
@@ -155,7 +168,13 @@ class PredictHandler:
                 f"request_id has {length} bytes, the limit request_id_bytes_max is {most}", limit="request_id_bytes_max"
             )
 
-    def _end(self, call: Call, error: Exception, model: str, arrived: float) -> None:
+    def _end(self, call: Call, error: Exception, model: Model | None, request: Request | None = None) -> None:
         code, message, details = describe(error)
         call.fail(code.value[0], message, details)
-        self.failed(FailureReport(model, code.name, (arrived,), time.monotonic()))
+        name, version = (model.name, model.version) if model is not None else ("", 0)
+        if request is not None:
+            name = request.model
+        request_id = "" if request is None else request.request_id
+        self.failed(
+            FailureReport(name, code.name, (call.arrived,), time.monotonic(), version, message, request_id, request)
+        )

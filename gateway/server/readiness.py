@@ -15,6 +15,8 @@ from featureclient.store import OnlineStore, StoreError
 from headrace.v1 import features_pb2, prediction_pb2
 
 STORE = "headrace.store"
+JOURNAL = "headrace.journal"
+MONITOR = "headrace.monitor"
 SERVICES = (
     "",
     prediction_pb2.DESCRIPTOR.services_by_name["PredictionService"].full_name,
@@ -35,6 +37,8 @@ class Readiness:
         self.draining = False
         self.warming = False
         self.store_error = "not contacted yet"
+        self._followed: dict[str, Callable[[], str]] = {}
+        self._said: dict[str, str] = {}
 
     def __repr__(self) -> str:
         return f"<Readiness {self.reason() or 'ready'}>"
@@ -47,9 +51,16 @@ class Readiness:
             return "warming the caches"
         return None if self.ready else f"the feature store has not answered yet: {self.store_error}"
 
+    def follow(self, service: str, trouble: Callable[[], str]) -> None:
+        """Give a part of the gateway a health service of its own. `trouble` says what is wrong; empty, and all is well.
+
+        Predictions go on without it, so it changes nothing else.
+        """
+        self._followed[service] = trouble
+
     async def starting(self) -> None:
         """Nothing is served yet."""
-        for service in (*SERVICES, STORE):
+        for service in (*SERVICES, STORE, *self._followed):
             await self.servicer.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
 
     async def watch(self, on_first_contact: Callable[[], Awaitable[None]]) -> NoReturn:
@@ -62,9 +73,21 @@ class Readiness:
                 await self._store_is(reachable)
             if reachable and not self.ready:
                 await on_first_contact()
+            await self._look()
             # A server that is not ready asks often at first: a store that starts beside it comes up in milliseconds.
             wait_s = _PING_INTERVAL_S if self.ready else min(wait_s * 1.5, _RETRY_MAX_S)
             await asyncio.sleep(wait_s)
+
+    async def _look(self) -> None:
+        """Tell how the followed parts are, when it has changed."""
+        status = health_pb2.HealthCheckResponse
+        for service, trouble in self._followed.items():
+            found = trouble()
+            if self._said.get(service) != found:
+                self._said[service] = found
+                await self.servicer.set(service, status.NOT_SERVING if found else status.SERVING)
+                if found:
+                    _log.warning("%s: %s", service, found)
 
     async def serve(self) -> None:
         """Everything that must be there is there."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, DirectoryPath, FilePath, model_validator
+from pydantic import BaseModel, ConfigDict, DirectoryPath, FilePath, SecretStr, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
@@ -21,13 +21,17 @@ from featureclient.compute import ComputeOptions
 from featureclient.schema import ConfigError, Problem, document
 from featureclient.store.opening import StoreOptions
 from featureclient.warmup import WarmupOptions
-from gateway.inference import InferenceOptions
+from gateway.inference import InferenceOptions, RepositoryOptions
+from gateway.journal.options import JournalOptions
+from gateway.monitor.options import MonitorOptions
 from gateway.pipeline import PipelineOptions
 from gateway.server.http import HttpOptions
+from gateway.server.oip.options import OipOptions
 from gateway.server.predict import PredictOptions
 from gateway.transport import Address, TransportOptions
 
 _ENVIRONMENT = "HEADRACE_"
+_TOKEN_LENGTH_MIN = 16
 
 
 class Settings(BaseModel):
@@ -52,13 +56,21 @@ class Settings(BaseModel):
     compute: ComputeOptions = ComputeOptions()
     warmup: WarmupOptions = WarmupOptions()
     predict: PredictOptions = PredictOptions()
+    oip: OipOptions = OipOptions()
     pipeline: PipelineOptions = PipelineOptions()
     inference: InferenceOptions = InferenceOptions()
+    repository: RepositoryOptions = RepositoryOptions()
+    journal: JournalOptions = JournalOptions()
+    monitor: MonitorOptions = MonitorOptions()
     start_without_store: bool = False
     """Be ready before the feature store has answered once."""
     expose_features: Literal["local", "always", "never"] = "local"
     """Who may read and write features (`return_features`, FeatureService): `local` means everybody as long as the
     server listens on loopback and Unix sockets only."""
+    admin_token: SecretStr = SecretStr("")
+    """Callers that send it as the metadata `authorization: Bearer <token>` may list, load and unload models, from
+    wherever they are. Empty: only callers on a Unix socket, or of a server that listens on loopback alone. At least 16
+    characters."""
     stop_grace_s: float = 10.0
     """How long a stop waits for calls in flight, seconds."""
 
@@ -66,6 +78,8 @@ class Settings(BaseModel):
     def _check(self) -> Self:
         if self.stop_grace_s < 0:
             raise ValueError("stop_grace_s must not be negative")
+        if 0 < len(self.admin_token.get_secret_value()) < _TOKEN_LENGTH_MIN:
+            raise ValueError(f"admin_token must have at least {_TOKEN_LENGTH_MIN} characters")
         if self.predict.rows_max > min(self.pipeline.parked_rows_max, self.pipeline.rows_in_flight_max):
             raise ValueError("predict.rows_max must fit into pipeline.parked_rows_max and pipeline.rows_in_flight_max")
         return self
@@ -74,8 +88,13 @@ class Settings(BaseModel):
     def features_exposed(self) -> bool:
         """Whether callers may see and write features."""
         if self.expose_features == "local":
-            return all(_is_local(address) for address in self.grpc.addresses)
+            return self.local
         return self.expose_features == "always"
+
+    @property
+    def local(self) -> bool:
+        """Whether the server listens on loopback and Unix sockets only."""
+        return all(_is_local(address) for address in self.grpc.addresses)
 
 
 def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
@@ -86,6 +105,9 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
     content = _merge(content, overrides or {})
     _resolve(content, path.parent, ("catalogue", "models", "transform_path"))
     _resolve_lists(content, path.parent)
+    for section, field in (("journal", "path"), ("inference", "engine_cache")):
+        if isinstance(content.get(section), dict):
+            _resolve(content[section], path.parent, (field,))
     tls = content["grpc"].get("tls") if isinstance(content.get("grpc"), dict) else None
     if isinstance(tls, dict):
         _resolve(tls, path.parent, ("certificate_chain", "private_key", "client_ca"))
@@ -135,7 +157,7 @@ class _Environment:
     def _add(self, name: str, path: list[str], text: str) -> None:
         value: Any = text
         try:
-            if document.types_at(Settings, tuple(path)) != [str]:
+            if document.types_at(Settings, tuple(path)) not in ([str], [SecretStr]):
                 value = YAML(typ="safe").load(text)
         except YAMLError as error:
             raise ConfigError([Problem(f"${name}", 0, "", "is not valid YAML")]) from error

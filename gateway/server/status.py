@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
@@ -16,17 +17,22 @@ from gateway.records.errors import (
     LimitExceeded,
     ModelFailed,
     ModelNotFound,
+    ModelRefused,
     NotAllowed,
     Overloaded,
     RowRejected,
     Unavailable,
 )
 
+if TYPE_CHECKING:
+    import grpc.aio
+
 _log = logging.getLogger(__name__)
 
 CODES: dict[type[HeadraceError], StatusCode] = {
     InvalidRequest: StatusCode.INVALID_ARGUMENT,
     ModelNotFound: StatusCode.NOT_FOUND,
+    ModelRefused: StatusCode.FAILED_PRECONDITION,
     RowRejected: StatusCode.FAILED_PRECONDITION,
     LimitExceeded: StatusCode.RESOURCE_EXHAUSTED,
     NotAllowed: StatusCode.PERMISSION_DENIED,
@@ -77,6 +83,12 @@ def describe(error: Exception) -> tuple[StatusCode, str, bytes]:
         delay.FromMilliseconds(int(error.retry_after_s * 1000))
         _attach(status, error_details_pb2.RetryInfo(retry_delay=delay))
     return code, message, status.SerializeToString()
+
+
+async def abort(context: "grpc.aio.ServicerContext[Any, Any]", error: Exception) -> NoReturn:
+    """End a servicer's call with an error."""
+    code, message, details = describe(error)
+    await context.abort(code, message, (("grpc-status-details-bin", details),) if details else ())
 
 
 def _cut(text: str, bytes_max: int) -> str:

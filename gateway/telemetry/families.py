@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from featureclient.cache import CacheSnapshot
 from featureclient.schema import status
+from gateway.records.drift import VERDICT_NUMBERS, MonitorSnapshot
 from gateway.telemetry.histogram import Histogram
 from gateway.telemetry.tally import STAGES, UNKNOWN, ComputeTally, ModelTally, StoreTally, ViewTally, WarmupTally
 
@@ -52,6 +53,14 @@ def model_families(models: Mapping[str, ModelTally]) -> Iterator[Metric]:
         labels=("model", "stage"),
     )
     rows = HistogramMetricFamily("headrace_batch_rows", "Rows in one run of the model.", labels=("model",))
+    cpu = CounterMetricFamily(
+        "headrace_model_cpu_seconds",
+        "CPU time of the model's runs, of the threads that ran them; runs on the event loop are sampled.",
+        labels=("model",),
+    )
+    padded = CounterMetricFamily(
+        "headrace_model_padded_rows", "Rows that were added to batches to fill buckets.", labels=("model",)
+    )
     for model, tally in models.items():
         for code, value in tally.codes.copy().items():
             requests.add_metric((model, code), value)
@@ -62,7 +71,17 @@ def model_families(models: Mapping[str, ModelTally]) -> Iterator[Metric]:
         for stage, histogram in zip(STAGES, tally.stages, strict=True):
             _add_histogram(stages, (model, stage), histogram)
         _add_histogram(rows, (model,), tally.batch_rows)
-    yield from (requests, parked, batches, duration, stages, rows)
+        cpu.add_metric((model,), tally.cpu_s)
+        padded.add_metric((model,), tally.padded_rows)
+    yield from (requests, parked, batches, duration, stages, rows, cpu, padded)
+
+
+def queue_family(queues: Mapping[str, int]) -> Metric:
+    """What waits for each model at this moment."""
+    family = GaugeMetricFamily("headrace_model_queued_rows", "Rows that wait for the model.", labels=("model",))
+    for model, rows in queues.items():
+        family.add_metric((model,), rows)
+    return family
 
 
 def view_families(views: Mapping[str, ViewTally]) -> Iterator[Metric]:
@@ -209,3 +228,100 @@ def turned_away_family(counts: Mapping[int, int]) -> Metric:
         if number in counts or name in TURNED_AWAY_CODES:
             family.add_metric((name,), counts.get(number, 0))
     return family
+
+
+def drift_families(snapshot: MonitorSnapshot) -> Iterator[Metric]:
+    """The newest sliding window of each stream against its reference. Labels are of models and their profiles."""
+    stream = ("model", "version", "variant")
+    numbers = {
+        "psi": "Population stability index of the column against its reference.",
+        "psi_excess": "The same, less what sampling alone gives so many rows.",
+        "jensen_shannon": "Jensen-Shannon distance, base 2.",
+        "ks": "Kolmogorov-Smirnov distance between the bins; 0 for categories.",
+        "ks_pvalue": "Its p-value, not corrected.",
+        "pvalue": "The least of the column's p-values, corrected for all tests of the window.",
+        "null_share": "Share of nulls.",
+    }
+    gauges = {
+        name: GaugeMetricFamily(f"headrace_drift_{name}", text, labels=(*stream, "column"))
+        for name, text in numbers.items()
+    }
+    verdict = GaugeMetricFamily(
+        "headrace_drift_verdict", "-1 too few rows, 0 stable, 1 shifted, 2 drifted.", labels=(*stream, "column")
+    )
+    rows = GaugeMetricFamily("headrace_drift_window_rows", "Rows of the window, as sampled.", labels=stream)
+    end = GaugeMetricFamily("headrace_drift_window_end_seconds", "When the window's last row was.", labels=stream)
+    for key, window in snapshot.streams.items():
+        labels = (key.model, str(key.version), key.variant)
+        rows.add_metric(labels, window.rows)
+        end.add_metric(labels, window.end_ms / 1000)
+        for column in window.columns:
+            verdict.add_metric((*labels, column.column), VERDICT_NUMBERS[column.verdict])
+            for name, gauge in gauges.items():
+                gauge.add_metric((*labels, column.column), getattr(column, name))
+    yield from (*gauges.values(), verdict, rows, end)
+
+
+def monitor_families(snapshot: MonitorSnapshot) -> Iterator[Metric]:
+    """The second process itself."""
+    status = snapshot.status
+    yield GaugeMetricFamily("headrace_monitor_up", "1 while the second process runs.", value=int(snapshot.up))
+    yield GaugeMetricFamily(
+        "headrace_monitor_standby",
+        "1 while another process watches the same journal.",
+        value=status.get("standby", 0),
+    )
+    yield CounterMetricFamily(
+        "headrace_monitor_restarts",
+        "Times that the second process ended and was started again.",
+        value=snapshot.restarts,
+    )
+    rows = CounterMetricFamily(
+        "headrace_monitor_rows", "Journaled rows: counted for drift, or skipped to save CPU time.", labels=("what",)
+    )
+    for what in ("counted", "skipped"):
+        rows.add_metric((what,), status.get(f"rows_{what}", 0))
+    yield rows
+    for name, text in (
+        ("bytes_skipped", "Bytes of the journal that were never read since too much was waiting."),
+        ("compacted_rows", "Rows of the journal that became Parquet."),
+        ("compacted_segments", "Segments of the journal that became Parquet."),
+        ("compacted_lost_bytes", "Bytes behind the last whole batch of segments whose writer died."),
+        ("deleted_files", "Parquet files that retention or the disk's quota deleted."),
+        ("problems", "Files, profiles and streams that could not be used; the log names each."),
+    ):
+        yield CounterMetricFamily(f"headrace_monitor_{name}", text, value=status.get(name, 0))
+    yield GaugeMetricFamily(
+        "headrace_monitor_compaction_stopped",
+        "1 while the last compaction could not do all: no room on the disk, or the folder cannot be used.",
+        value=status.get("compaction_stopped", 0),
+    )
+    yield CounterMetricFamily("headrace_monitor_cpu_seconds", "CPU time of the process.", value=status.get("cpu_s", 0))
+    yield GaugeMetricFamily("headrace_monitor_streams", "Variants that are watched.", value=status.get("streams", 0))
+    yield GaugeMetricFamily(
+        "headrace_monitor_lag_seconds",
+        "Age of the newest row when it was read; 0 when there was none to read.",
+        value=status.get("lag_s", 0),
+    )
+    if snapshot.sinks:
+        yield from _sink_families(snapshot)
+
+
+def _sink_families(snapshot: MonitorSnapshot) -> Iterator[Metric]:
+    """The journal's sinks, since the second process was started."""
+    rows = CounterMetricFamily(
+        "headrace_journal_sink_rows",
+        "Rows that a sink took (delivered), will never take (refused), or that were too many to wait (dropped).",
+        labels=("sink", "what"),
+    )
+    waiting = GaugeMetricFamily(
+        "headrace_journal_sink_waiting_bytes", "Bytes of segments that wait for the sink.", labels=("sink",)
+    )
+    down = GaugeMetricFamily("headrace_journal_sink_down", "1 while deliveries to the sink fail.", labels=("sink",))
+    for name, state in snapshot.sinks.items():
+        rows.add_metric((name, "delivered"), state.rows)
+        rows.add_metric((name, "refused"), state.refused_rows)
+        rows.add_metric((name, "dropped"), state.dropped_rows)
+        waiting.add_metric((name,), state.waiting_bytes)
+        down.add_metric((name,), int(state.down))
+    yield from (rows, waiting, down)

@@ -25,11 +25,14 @@ from featureclient.events import (
 from featureclient.warmup import CountsSaved, WarmingEnded, WarmupEvent
 from featureclient.wire.reader import REASONS
 from gateway.records.report import BatchReport, FailureReport
+from gateway.records.violations import KINDS, VERDICTS, Violations
 from gateway.telemetry.histogram import FEW_VALUES, Histogram, decades
 from gateway.telemetry.labels import OTHER, Labelled
 
 MODELS_MAX = 500
 VIEWS_MAX = 500
+CHECKED_COLUMNS_MAX = 5000
+"""Columns, of all models, whose violations are told apart."""
 
 NO_MODEL = "none"
 """The label of a request that named no model that exists."""
@@ -70,11 +73,13 @@ COUNT_BOUNDS = tuple(float(1 << power) for power in range(15))
 class ModelTally:
     """Everything that is counted per model."""
 
-    __slots__ = ("batch_rows", "codes", "duration", "inline", "parked", "stages", "threaded")
+    __slots__ = ("batch_rows", "codes", "cpu_s", "duration", "inline", "padded_rows", "parked", "stages", "threaded")
 
     def __init__(self) -> None:
         self.codes = dict.fromkeys(CODES, 0)
         self.parked = 0
+        self.cpu_s = 0.0
+        self.padded_rows = 0
         self.inline = 0
         self.threaded = 0
         self.duration = Histogram(REQUEST_BOUNDS_S)
@@ -88,6 +93,8 @@ class ModelTally:
         wait, assemble, run, reply = self.stages
         self.codes[OK] += requests
         self.parked += report.parked
+        self.cpu_s += report.cpu_s
+        self.padded_rows += report.padded_rows
         if report.threaded:
             self.threaded += 1
         else:
@@ -208,6 +215,32 @@ class WarmupTally:
                 self.saves[OK if event.error is None else FAILED] += 1
 
 
+class CheckTally:
+    """What the checks before the model found: cells by model, column and kind, and rows by what became of them."""
+
+    __slots__ = ("cells", "verdicts")
+
+    def __init__(self) -> None:
+        self.cells: dict[tuple[str, str], npt.NDArray[np.int64]] = {}
+        """Counts by the bit of `violations.KINDS`, in its order."""
+        self.verdicts: dict[str, npt.NDArray[np.int64]] = {}
+
+    def add(self, model: str, violations: Violations) -> None:
+        """Add a batch that does not pass."""
+        verdicts = np.bincount(violations.verdicts, minlength=len(VERDICTS))
+        known = self.verdicts.get(model)
+        self.verdicts[model] = verdicts if known is None else known + verdicts
+        for index in np.flatnonzero(violations.mask.any(axis=0)).tolist():
+            kinds = violations.kinds[:, index]
+            found = np.array([np.count_nonzero(kinds & kind) for kind in KINDS], np.int64)
+            key = (model, violations.columns[index])
+            before = self.cells.get(key)
+            if before is None and len(self.cells) >= CHECKED_COLUMNS_MAX:
+                key = (model, OTHER)
+                before = self.cells.get(key)
+            self.cells[key] = found if before is None else before + found
+
+
 class Tally:
     """All counts of the process."""
 
@@ -218,6 +251,7 @@ class Tally:
         self.computes: Labelled[ComputeTally] = Labelled(ComputeTally, VIEWS_MAX)
         self.workers_lost = 0
         self.warmup = WarmupTally()
+        self.checks = CheckTally()
 
     def expect(self, model: str, views: Iterable[str]) -> None:
         """Make the entries of a model and its views, at zero."""
@@ -230,6 +264,8 @@ class Tally:
         self.models[report.model].observe(report)
         for view, statuses in report.statuses.items():
             self.views[view].add_rows(statuses)
+        if report.violations is not None:
+            self.checks.add(report.model, report.violations)
 
     def fail(self, report: FailureReport) -> None:
         """Add requests that got an error."""

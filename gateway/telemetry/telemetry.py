@@ -23,9 +23,13 @@ from prometheus_client.exposition import choose_encoder
 from featureclient.cache import CacheSnapshot
 from featureclient.events import Event
 from featureclient.warmup import WarmupEvent
+from gateway.records.drift import MonitorSnapshot
 from gateway.records.report import BatchReport, FailureReport
+from gateway.records.violations import Violations
 from gateway.telemetry import families
+from gateway.telemetry.model_families import Repository, repository_families
 from gateway.telemetry.tally import Tally
+from gateway.telemetry.trust_families import JournalState, check_families, journal_families
 
 T = TypeVar("T")
 
@@ -51,7 +55,11 @@ class Telemetry:
         self._tally = Tally()
         self._caches: list[Callable[[], Mapping[str, CacheSnapshot]]] = []
         self._gauges: dict[str, _Gauge] = {}
+        self._repositories: list[Callable[[], Repository]] = []
+        self._queues: Callable[[], Mapping[str, int]] = dict
         self._turned_away: Callable[[], Mapping[int, int]] = dict
+        self._monitor: Callable[[], MonitorSnapshot] | None = None
+        self._journal: Callable[[], JournalState] | None = None
         self._unreadable = 0
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -69,6 +77,14 @@ class Telemetry:
     def failed(self, report: FailureReport) -> None:
         """Count requests that got an error."""
         self._tally.fail(report)
+
+    def violated(self, model: str, violations: Violations) -> None:
+        """Count violated checks of rows that got no answer; those of answered rows come with their batch."""
+        self._tally.checks.add(model, violations)
+
+    def watch_journal(self, state: Callable[[], JournalState]) -> None:
+        """Show what the journal did. `state` is called in the thread of the scrape."""
+        self._journal = state
 
     def feature_event(self, event: Event) -> None:
         """Count what the feature client did; fits `FeatureClient(on_event=…)`."""
@@ -91,9 +107,21 @@ class Telemetry:
             raise ValueError(f"gauge {name!r} is watched already")
         self._gauges[name] = _Gauge(f"headrace_{name}", help, read)
 
+    def watch_repository(self, read: Callable[[], Repository]) -> None:
+        """Show the model repository; `read` is called in the thread of the scrape."""
+        self._repositories.append(read)
+
+    def watch_queues(self, queued_rows: Callable[[], Mapping[str, int]]) -> None:
+        """Show the rows that wait for each model; `queued_rows` is called in the thread of the scrape."""
+        self._queues = queued_rows
+
     def watch_turned_away(self, counts: Callable[[], Mapping[int, int]]) -> None:
         """Show the calls that the transport ended itself; `counts` gives them by the number of their gRPC code."""
         self._turned_away = counts
+
+    def watch_monitor(self, snapshot: Callable[[], MonitorSnapshot]) -> None:
+        """Show drift and the second process; `snapshot` is called in the thread of the scrape."""
+        self._monitor = snapshot
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the page of metrics and its content type, in the format that the `Accept` header asks for."""
@@ -108,12 +136,24 @@ class Telemetry:
         yield from families.store_families(tally.store)
         yield from families.compute_families(tally.computes.copy(), tally.workers_lost)
         yield from families.warmup_families(tally.warmup)
+        yield from check_families(tally.checks)
+        if self._journal is not None:
+            journal = self._read("journal", self._journal)
+            yield from () if journal is None else journal_families(journal)
         yield from families.cache_families(self._read_caches())
+        for read in self._repositories:
+            if (found := self._read("repository", read)) is not None:
+                yield from repository_families(found)
         for gauge in tuple(self._gauges.values()):
             value = self._read(gauge.name, gauge.read)
             if value is not None:
                 yield GaugeMetricFamily(gauge.name, gauge.help, value=value)
+        yield families.queue_family(self._read("queues", self._queues) or {})
         yield families.turned_away_family(self._read("turned_away", self._turned_away) or {})
+        monitored = self._read("monitor", self._monitor) if self._monitor is not None else None
+        if monitored is not None:
+            yield from families.monitor_families(monitored)
+            yield from families.drift_families(monitored)
         build = GaugeMetricFamily("headrace_build_info", "Always 1; the labels say what runs.", labels=("version",))
         build.add_metric((self._version,), 1)
         yield build

@@ -59,7 +59,7 @@ def test_the_gateway_loads_the_repository(
     model_folder: Path, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(CATALOGUE.parent))
-    models = ModelRepository.load(model_folder.parent, catalogue, resolver(["flight_transforms"]), InferenceOptions())
+    models = ModelRepository.open(model_folder.parent, catalogue, resolver(["flight_transforms"]), InferenceOptions())
     try:
         model = models.labelled("flight_delay", "stable")
         assert model.version == 1

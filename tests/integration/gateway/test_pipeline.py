@@ -156,7 +156,7 @@ def bench(site: Site, redis_url: str) -> Callable[..., Any]:
     @asynccontextmanager
     async def open_bench(inference: InferenceOptions | None = None, **options: int) -> AsyncIterator[Bench]:
         catalogue = Catalogue.load(site.folder / "features.yaml")
-        models = ModelRepository.load(site.models, catalogue, resolver(()), inference or InferenceOptions())
+        models = ModelRepository.open(site.models, catalogue, resolver(()), inference or InferenceOptions())
         outcomes = Outcomes()
         async with FeatureClient(catalogue, RedisStore(RedisOptions(url=redis_url))) as client:
             settings = PipelineOptions(**{"store_timeout_ms": 2000, **options})

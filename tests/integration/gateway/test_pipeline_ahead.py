@@ -86,7 +86,7 @@ class Bench:
 @asynccontextmanager
 async def opened(site: Site, redis_url: str) -> AsyncIterator[Bench]:
     catalogue = Catalogue.load(site.folder / "features.yaml")
-    models = ModelRepository.load(site.models, catalogue, resolver(()), InferenceOptions())
+    models = ModelRepository.open(site.models, catalogue, resolver(()), InferenceOptions())
     ended = Ended()
     async with FeatureClient(catalogue, RedisStore(RedisOptions(url=redis_url))) as client:
         planes = {"tailnum": [f"N{i}" for i in range(300)], "a": np.arange(300)}

@@ -150,7 +150,7 @@ def test_command_prints_problems_and_no_traceback(site: Site) -> None:
     result = CliRunner().invoke(main, ["serve", "--config", str(site.config)])
     assert result.exit_code == 1
     assert result.stderr.startswith("headrace: ")
-    assert "headrace.yaml:8: colour: is not known; there are: catalogue" in result.stderr
+    assert "headrace.yaml:8: colour: is not known; there are: admin_token, catalogue" in result.stderr
 
 
 def test_a_port_that_is_taken(site: Site) -> None:

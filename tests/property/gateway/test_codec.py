@@ -13,7 +13,7 @@ from gateway.plan import Assembled, Manifest, compile_plan
 from gateway.records.request import Array, Request
 from gateway.records.signature import Signature, TensorSpec
 from gateway.records.tensors import to_array
-from gateway.server.codec import Encoder, PredictionIds
+from gateway.server.codec import Encoder
 from headrace.v1 import prediction_pb2 as pb
 
 CATALOGUE = Catalogue.parse("entities: {e: {id: string}}\nviews: {v@1: {entity: e, columns: {c: float32}}}")
@@ -80,14 +80,13 @@ def answers(draw: st.DrawFn) -> Answers:
         None,
     )
     arrays = [values(draw, spec.dtype, (rows, *spec.shape[1:])) for spec in outputs]  # type: ignore[arg-type]  # fixed here
-    return Answers(model_of(outputs), requests, arrays, assembled)
+    return Answers(model_of(outputs), requests, arrays, assembled, np.arange(len(requests), dtype=np.uint64))
 
 
 @given(answers())
 def test_encoded_is_what_was_answered(answers: Answers) -> None:
-    ids = PredictionIds(b"prefix: ")
     start = 0
-    for index, (request, body) in enumerate(Encoder(answers.model, ids).encode(answers)):
+    for index, (request, body) in enumerate(Encoder(answers.model, b"prefix: ").encode(answers)):
         rows = slice(start, start + request.rows)
         start = rows.stop
         response = pb.PredictResponse.FromString(body)

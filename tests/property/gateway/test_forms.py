@@ -16,7 +16,6 @@ from gateway.records.request import Request
 from gateway.records.signature import Signature, TensorSpec
 from gateway.records.tensors import from_array
 from gateway.server import forms
-from gateway.server.codec import PredictionIds
 from gateway.server.predict import PredictHandler, PredictOptions
 from headrace.v1 import prediction_pb2 as pb
 from headrace.v1 import tensor_pb2
@@ -84,7 +83,7 @@ class Rig:
     def __init__(self) -> None:
         options = PredictOptions(request_id_bytes_max=12)
         self.handler = PredictHandler(
-            cast("Any", Models()), options, lambda _: None, features_exposed=True, ids=PredictionIds()
+            cast("Any", Models()), options, lambda _: None, features_exposed=True, prefix=bytes(8)
         )
         self.handler.open(cast("Any", Bound()))
 

@@ -139,9 +139,11 @@ class TestCompile:
         assert column in found["inputs", "x", 0]
         assert dtype in found["inputs", "x", 0]
 
-    def test_fixed_batch_dimension(self) -> None:
-        found = problems([TensorSpec("x", "float32", (1, 1))], context={"c": "float32"}, inputs={"x": ["c"]})
-        assert "dynamic batch dimension" in found["inputs", "x"]
+    def test_fixed_and_free_batch_dimensions_do_not_go_together(self) -> None:
+        graph = [TensorSpec("x", "float32", (4, 1)), TensorSpec("y", "float32", (None, 1))]
+        found = problems(graph, context={"c": "float32"}, inputs={"x": ["c"], "y": ["c"]})
+        assert "dynamic batch dimension" in found["inputs",]
+        assert "x: float32[4, 1], y: float32[?, 1]" in found["inputs",]
 
     def test_a_name_is_taken_once(self) -> None:
         found = problems(

@@ -1,0 +1,115 @@
+"""What was served goes to the journal, and what failed does: models' schemas on one side, records on the other.
+
+    pipeline ──Answers──▶ Keeper ──Served──▶ Journal        handlers ──FailureReport──▶ Keeper ──Failed──▶ Journal
+
+Each version of a model has its schema from the moment that it serves until it has given its last answer.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from gateway.inference import Model, Swap
+from gateway.journal.journal import Journal
+from gateway.journal.schema import JournalSchema, schema_of
+from gateway.pipeline import Answers
+from gateway.pipeline.run import Done, Keeping
+from gateway.records.errors import Unavailable
+from gateway.records.report import FailureReport
+from gateway.records.served import Failed, Moments, Served
+
+_log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Fills a journal. Everything happens on the loop."""
+
+    def __init__(self, journal: Journal, prefix: bytes, *, wall_s: Callable[[], float] = time.time) -> None:
+        """`prefix` is what all prediction ids begin with."""
+        self.journal = journal
+        self._prefix = prefix
+        self._wall_s = wall_s
+        self._schemas: dict[Model, JournalSchema] = {}
+
+    def __repr__(self) -> str:
+        return f"<Keeper {self.journal!r} of {len(self._schemas)} models>"
+
+    @property
+    def keeping(self) -> Keeping:
+        """How the pipeline is to keep its answers."""
+        if self.journal.options.durability == "sync":
+            return Keeping(commit=self.commit)
+        return Keeping(offer=self.offer)
+
+    def begin(self, models: Iterable[Model]) -> None:
+        """These models serve."""
+        for model in models:
+            schema = self._schema(model)
+            unknown = self.journal.options.redaction.unknown(_names(schema))
+            if unknown:
+                _log.info("model %s has no column %s, which journal.pii names", model.name, ", ".join(sorted(unknown)))
+
+    def on_swap(self, swap: Swap) -> None:
+        """Other versions serve."""
+        self.begin(swap.added)
+
+    def forget(self, model: Model) -> None:
+        """A removed model has answered everything it took in."""
+        for one in (model, model.tensors):
+            schema = self._schemas.pop(one, None)
+            if schema is not None:
+                self.journal.forget(schema)
+
+    def offer(self, answers: Answers, moments: Moments) -> None:
+        """Keep answers that have been sent."""
+        self.journal.offer(self._schema(answers.model), self._served(answers, moments))
+
+    def commit(self, answers: Answers, moments: Moments, done: Done) -> None:
+        """Keep answers that wait for it; never raises, and tells `done` of each once."""
+        try:
+            schema, served = self._schema(answers.model), self._served(answers, moments)
+        except Exception as error:  # noqa: BLE001 - whoever waits for the disk has to be told
+            _log.exception("an answer of %s cannot be kept", answers.model.name)
+            done(range(len(answers.requests)), Unavailable(f"the answer cannot be journaled: {error}"))
+            return
+        self.journal.commit(schema, served, done)
+
+    def failed(self, report: FailureReport) -> None:
+        """Keep a request that got an error."""
+        at_ms = int(self._wall_s() * 1000)
+        request_id, request = report.request_id, report.request
+        self.journal.fail(Failed(at_ms, report.model, report.code, report.message, request_id, request))
+
+    def _schema(self, model: Model) -> JournalSchema:
+        schema = self._schemas.get(model)
+        if schema is None:
+            schema = self._schemas[model] = schema_of(
+                model.name,
+                model.version,
+                model.plan,
+                model.signature,
+                variant=model.variant,
+                manifest_hash=model.facts.manifest_hash,
+                checked=() if model.checks is None else model.checks.names,
+            )
+            self.journal.register(schema)
+        return schema
+
+    def _served(self, answers: Answers, moments: Moments) -> Served:
+        model = answers.model
+        return Served(
+            model.name,
+            model.version,
+            model.variant,
+            answers.requests,
+            (self._prefix, answers.numbers),
+            int(self._wall_s() * 1000),
+            answers.assembled,
+            answers.outputs,
+            answers.violations,
+            moments,
+        )
+
+
+def _names(schema: JournalSchema) -> list[str]:
+    return [*schema.entities, *(column.name for column in schema.columns)]
