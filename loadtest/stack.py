@@ -7,12 +7,15 @@ Both servers read the same features from the same Redis, each in its own layout:
 import asyncio
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import grpc
 import redis
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from featureclient.client import FeatureClient
 from featureclient.schema import Catalogue
@@ -20,11 +23,13 @@ from featureclient.store.redis import RedisOptions, RedisStore
 from gateway.server.settings import Settings
 from loadtest import workload
 from loadtest.baseline.handwritten import KEY_PREFIX
-from loadtest.processes import Running, free_port, running
+from loadtest.processes import DidNotStart, Running, free_port, running
 
 DEFAULT_TRANSPORT: str = Settings.model_fields["transport"].default
 """What a gateway takes when its settings do not say."""
 WRITE_ROWS = 2_000
+READY_S_MAX = 60.0
+_SERVING = health_pb2.HealthCheckResponse.SERVING
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +105,10 @@ def running_headrace(
     folder: Path,
     core: int | None = None,
     port: int | None = None,
+    models: Path = workload.MODELS_FOLDER,
+    more: str = "",
 ) -> Iterator[Running]:
-    """Headrace with the benchmark's catalogue and model, everything else as it is set by default.
+    """Headrace with the benchmark's catalogue and model, everything else as it is set by default, or by `more` YAML.
 
     But for the budget of a read: past 50 ms Headrace answers with defaults, which the benchmark counts as a failure.
     The hand-written server waits for as long as it takes.
@@ -114,14 +121,27 @@ def running_headrace(
             http_port=free_port(),
             transport=transport,
             catalogue=workload.CATALOGUE_FILE,
-            models=workload.MODELS_FOLDER,
+            models=models,
             redis_port=redis_port,
             cache=str(cache).lower(),
         )
+        + more
     )
     command = [sys.executable, "-m", "gateway.server.cli", "serve", "--config", str(config)]
     with running(name, command, port=port, core=core, folder=folder) as started:
+        _wait_until_ready(name, port)
         yield started
+
+
+def _wait_until_ready(name: str, port: int) -> None:
+    """It listens before it has reached its store."""
+    give_up_at = time.monotonic() + READY_S_MAX
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        check = health_pb2_grpc.HealthStub(channel).Check  # type: ignore[attr-defined]  # the stubs package leaves it out
+        while check(health_pb2.HealthCheckRequest(), wait_for_ready=True, timeout=READY_S_MAX).status != _SERVING:
+            if time.monotonic() > give_up_at:
+                raise DidNotStart(f"{name} is not ready after {READY_S_MAX:.0f} s")
+            time.sleep(0.05)
 
 
 @contextmanager

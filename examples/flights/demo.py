@@ -55,6 +55,7 @@ DEFAULTED_ROWS = 3
 """At least so many of the table's rows, where there are, have a feature that the store did not know."""
 WITHHELD_PLANES = 3
 """Planes that are left out of the load. Each is first asked for alone, so that the table can show it."""
+JOURNAL = "journal"
 ROWS_FROM_CATALOGUE = "../../rows/"
 """Where the catalogue expects the build's files; the demo puts them beside a catalogue of its own."""
 
@@ -158,7 +159,8 @@ class _Demo:
                 self.console.print(_summary_text(self.summary, answers, self.withheld))
                 if not self.options.once:
                     # Commands to copy are not broken into lines.
-                    self.console.print(_where_next(address, gateway.http_address, url, test), soft_wrap=True)
+                    commands = _where_next(address, gateway.http_address, url, folder, test)
+                    self.console.print(commands, soft_wrap=True)
                     await asyncio.Event().wait()
 
     async def _load(self, url: str, folder: Path) -> Flights:
@@ -194,6 +196,7 @@ class _Demo:
             "grpc": {"listen": [f"{HOST}:{self._port('gRPC', self.options.port)}"]},
             "http": {"listen": f"{HOST}:{self._port('HTTP', self.options.http_port)}"},
             "store": {"url": url},
+            "journal": {"enabled": True, "path": str(folder / JOURNAL)},
         }
         async with Gateway(settings.load(CONFIG, overrides)) as gateway:
             await gateway.wait_ready()
@@ -334,7 +337,7 @@ def _shown_number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:g}"
 
 
-def _where_next(address: str, http_address: str, redis_url: str, test: Flights) -> str:
+def _where_next(address: str, http_address: str, redis_url: str, folder: Path, test: Flights) -> str:
     flight = test.take(np.array([0]))
     entities = " ".join(f"-e {name}={column[0]}" for name, column in entity_columns(flight).items())
     context = " ".join(f"-c {name}={column[0]:g}" for name, column in context_columns(flight).items())
@@ -349,6 +352,8 @@ def _where_next(address: str, http_address: str, redis_url: str, test: Flights) 
             f"  grpcurl -plaintext {address} list",
             f"  curl -s http://{http_address}/metrics",
             f"  redis-cli -s {redis_url.removeprefix('unix://')} dbsize",
+            f"  {command} journal stats --journal {folder / JOURNAL}",
+            f"  {command} drift --config examples/flights/headrace.yaml --model {MODEL} --journal {folder / JOURNAL}",
             "Ctrl-C ends it.",
         ]
     )

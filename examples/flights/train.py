@@ -83,6 +83,13 @@ MANIFEST: Mapping[str, Any] = {
         }
     ],
     "inputs": {INPUT: list(COLUMNS)},
+    # Counted and told, but for an hour that no day has: a caller who sends one means something else.
+    "validation": {
+        "policy": "flag",
+        "every": {"range": {"learned": {"quantile": 0.0, "margin": 0.5}}},
+        "columns": {"sched_hour": {"range": {"min": 0, "max": 24}, "policy": "reject"}},
+        "views": {WEATHER: {"statuses": ["PRESENT", "DEFAULTED"]}},
+    },
     "labels": {"stable": VERSION},
 }
 

@@ -36,7 +36,7 @@ def _where(run: Callable[_P, None]) -> Callable[_P, None]:
         type=click.Path(exists=True, dir_okay=False, path_type=Path),
         help="The settings file, whose section `journal` says where it is. The default is headrace.yaml here.",
     )
-    @click.option("--path", type=click.Path(file_okay=False, path_type=Path), help="The journal's folder.")
+    @click.option("--journal", "path", type=click.Path(file_okay=False, path_type=Path), help="The journal's folder.")
     @wraps(run)
     def started(*args: _P.args, **kwargs: _P.kwargs) -> None:
         try:

@@ -121,7 +121,7 @@ def _resolve(section: dict[str, Any], folder: Path, names: tuple[str, ...]) -> N
     """Make relative paths relative to the file."""
     for name in names:
         if isinstance(section.get(name), str):
-            section[name] = str(folder / section[name])
+            section[name] = os.path.normpath(folder / section[name])
 
 
 def _resolve_lists(content: dict[str, Any], folder: Path) -> None:

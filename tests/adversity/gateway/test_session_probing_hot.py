@@ -10,7 +10,7 @@ async def test_a_version_that_crashes_never_reaches_the_server(tmp_path: Path) -
     root = tmp_path / "models"
     root.mkdir()
     add_scaled(root, "plain", 1, 2)
-    rig = Rig(root)
+    rig = Rig(root, check=True)
     folder = root / "plain" / "2"
     folder.mkdir()
     graphs.saved(graphs.deep_tree(), folder)

@@ -42,55 +42,55 @@ async def write(folder: Path, *, first: int = 0) -> None:
 async def folder(tmp_path: Path) -> Path:
     """A journal of which one part is compacted."""
     await write(tmp_path / "journal")
-    assert run("compact", "--path", str(tmp_path / "journal")).exit_code == 0
+    assert run("compact", "--journal", str(tmp_path / "journal")).exit_code == 0
     await write(tmp_path / "journal", first=10)
     return tmp_path / "journal"
 
 
 def test_sql_sees_segments_and_parquet_as_one(folder: Path) -> None:
     sql = "SELECT model, version, count(*) n FROM journal GROUP BY ALL ORDER BY 1"
-    counted = rows("query", "--path", str(folder), sql)
+    counted = rows("query", "--journal", str(folder), sql)
     assert counted == [{"model": "other", "version": 1, "n": 2}, {"model": "ranker", "version": 1, "n": 6}]
     sql = """SELECT "entity.user" u, date > today() - 2 today, len("f.u.taste") l FROM ranker
         WHERE request_id = 'r10'"""
-    (row,) = rows("query", "--path", str(folder), sql)
+    (row,) = rows("query", "--journal", str(folder), sql)
     assert row == {"u": "u10.0", "today": True, "l": 2}
-    failed = rows("query", "--path", str(folder), "SELECT code FROM failures")
+    failed = rows("query", "--journal", str(folder), "SELECT code FROM failures")
     assert failed == [{"code": "INTERNAL"}] * 2
     with opened(folder, ["other"]) as query:
         assert query.models == ["other"]
 
 
 def test_a_column_of_two_types_is_named_and_left_out_of_the_view_of_all(folder: Path) -> None:
-    result = run("query", "--path", str(folder), "SELECT * FROM journal LIMIT 1", "--format", "csv")
+    result = run("query", "--journal", str(folder), "SELECT * FROM journal LIMIT 1", "--format", "csv")
     assert "f.u.age, whose types differ" in result.stderr
     assert "f.u.age" not in result.stdout
 
 
 def test_results_go_to_files(folder: Path, tmp_path: Path) -> None:
     for name in ("out.parquet", "out.csv", "out.json"):
-        assert run("query", "--path", str(folder), "SELECT * FROM ranker", "-o", str(tmp_path / name)).exit_code == 0
+        assert run("query", "--journal", str(folder), "SELECT * FROM ranker", "-o", str(tmp_path / name)).exit_code == 0
     assert pq.read_table(tmp_path / "out.parquet").num_rows == 6
     assert len(json.loads((tmp_path / "out.json").read_text())) == 6
-    assert run("query", "--path", str(folder), "SELECT 1", "-o", "x.txt").exit_code == 1
+    assert run("query", "--journal", str(folder), "SELECT 1", "-o", "x.txt").exit_code == 1
 
 
 def test_show_and_stats(folder: Path) -> None:
-    shown = run("show", "--path", str(folder), "--request-id", "r11")
+    shown = run("show", "--journal", str(folder), "--request-id", "r11")
     assert "u11.1" in shown.stdout
     assert b"prefix__".hex() + f"{11:016x}" in shown.stdout
-    by_id = run("show", "--path", str(folder), "--model", "ranker", "--prediction-id", b"prefix__".hex() + f"{0:016X}")
+    by_id = run("show", "--journal", str(folder), "--model", "ranker", "--prediction-id", b"prefix__".hex() + f"{0:016X}")
     assert "u0.0" in by_id.stdout
-    assert run("show", "--path", str(folder), "--request-id", "nobody").exit_code == 1
-    stats = run("stats", "--path", str(folder))
+    assert run("show", "--journal", str(folder), "--request-id", "nobody").exit_code == 1
+    stats = run("stats", "--journal", str(folder))
     assert "ranker" in stats.stdout
     assert "3 segments" in stats.stdout
 
 
 def test_what_is_wrong_is_said_in_a_line(folder: Path, tmp_path: Path) -> None:
-    nothing = run("query", "--path", str(tmp_path / "nowhere"), "SELECT 1")
+    nothing = run("query", "--journal", str(tmp_path / "nowhere"), "SELECT 1")
     assert (nothing.exit_code, nothing.stderr) == (1, f"headrace: no journal in {tmp_path / 'nowhere'}\n")
-    wrong = run("query", "--path", str(folder), "SELECT nothing FROM journal")
+    wrong = run("query", "--journal", str(folder), "SELECT nothing FROM journal")
     assert wrong.exit_code == 1
     assert "views: journal, " in wrong.stderr
-    assert run("compact", "--path", str(tmp_path / "nowhere")).exit_code == 1
+    assert run("compact", "--journal", str(tmp_path / "nowhere")).exit_code == 1
