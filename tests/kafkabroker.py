@@ -1,9 +1,10 @@
 """A real Kafka for tests: one broker that is its own controller, on a port of its own.
 
-The jars come from Maven Central, once, into `.cache/` of the repository. Where java or mvn is missing, the tests that ask
-fail and say so.
+The jars come from Maven Central, once, into `.cache/` of the repository. Where java or mvn is missing, the tests that
+ask fail and say so.
 """
 
+import logging
 import shutil
 import signal
 import socket
@@ -125,7 +126,12 @@ class KafkaBroker:
     def read(self, topic: str) -> list[Message]:
         """All messages of a topic, partition by partition."""
         consumer = Consumer(
-            {"bootstrap.servers": self.servers, "group.id": "test", "enable.auto.commit": False, "fetch.wait.max.ms": 10}
+            {
+                "bootstrap.servers": self.servers,
+                "group.id": "test",
+                "enable.auto.commit": False,
+                "fetch.wait.max.ms": 10,
+            }
         )
         try:
             numbers = consumer.list_topics(topic, READ_S_MAX).topics[topic].partitions
@@ -170,10 +176,8 @@ def _free_port() -> int:
         return port
 
 
-def _quiet() -> "object":
+def _quiet() -> logging.Logger:
     """Where librdkafka complains about a broker that is not there yet."""
-    import logging
-
     logger = logging.getLogger("tests.kafka")
     logger.setLevel(logging.CRITICAL)
     return logger

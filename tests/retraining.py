@@ -120,7 +120,7 @@ class Retraining:
 
     def write_graph(self, weight: float) -> None:
         """`score` of the numbers, and `said`, which joins nothing: it gives the words back."""
-        weights = np.linspace(-weight, weight, 11, dtype=np.float32)[:, None]
+        weights = np.linspace(-weight, 1.25 * weight, 11, dtype=np.float32)[:, None]
         graph = helper.make_graph(
             [
                 helper.make_node("MatMul", ["x", "w"], ["score"]),

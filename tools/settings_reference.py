@@ -104,7 +104,7 @@ def _type(kind: Any) -> str:
 def _default(field: Any) -> str:
     if field.default is MISSING and field.default_factory is MISSING:
         return "required"
-    return _shown(field.default)
+    return _shown(field.default if field.default is not MISSING else field.default_factory())
 
 
 def _shown(value: Any) -> str:

@@ -7,12 +7,14 @@ Invariants
 - The producer is idempotent: what librdkafka sends again by itself is there once, and in order.
 - A delivery that failed, or took too long, ends its producer with all that it still holds. The next one begins with a
   new producer and sends the whole delivery again: the header `id` tells a consumer what it has already.
-- A message that is too large for the topic is refused for good, and counted.
+- A message that is too large for the topic is refused for good, and counted. Brokers measure what librdkafka puts
+  together; so what they find too large is sent once more, each message by itself.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 
 import pyarrow as pa
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -44,75 +46,95 @@ class KafkaSink:
         topic = self._options.topic if delivery.model else self._options.failures_topic
         if not topic:
             return 0
-        round_ = _Round(time.monotonic() + self._options.timeout_s)
+        topic = topic.replace("{model}", delivery.model)
+        give_up_at = time.monotonic() + self._options.timeout_s
         try:
             if self._producer is None:
                 self._producer = Producer(self._config)
-            for one in messages(batch, delivery, self._options.key_by):
-                self._produce(topic.replace("{model}", delivery.model), delivery.model, one, round_)
-            left = self._producer.flush(max(round_.give_up_at - time.monotonic(), 0))
+            made = messages(batch, delivery, self._options.key_by)
+            refused = self._send(self._producer, topic, made, delivery, give_up_at)
+            if refused:
+                single = Producer(self._config | {"batch.num.messages": 1})
+                try:
+                    refused = self._send(single, topic, refused, delivery, give_up_at)
+                finally:
+                    _end(single)
         except KafkaException as error:
-            self._end()
+            self.close()
             raise SinkDown(f"Kafka at {self._options.servers}: {error}") from error
-        if left or round_.failed:
-            self._end()
+        except SinkDown:
+            self.close()
+            raise
+        return len(refused)
+
+    def _send(
+        self, producer: Producer, topic: str, rows: Iterable[RowMessage], delivery: Delivery, give_up_at: float
+    ) -> list[RowMessage]:
+        """Send rows and wait for their reports; returns those that are too large."""
+        reports = _Reports()
+        for one in rows:
+            _produce(producer, topic, one, delivery, reports, give_up_at)
+        left = producer.flush(max(give_up_at - time.monotonic(), 0))
+        if left or reports.failed:
             raise SinkDown(
-                f"Kafka at {self._options.servers} did not take {left + round_.failures} of {batch.num_rows} messages "
-                f"of {topic}: {round_.failed or 'no acknowledgement in time'}"
+                f"Kafka at {self._options.servers} did not take {left + reports.failures} messages of {topic}: "
+                f"{reports.failed or 'no acknowledgement in time'}"
             )
-        return round_.refused
-
-    def _produce(self, topic: str, model: str, one: RowMessage, round_: "_Round") -> None:
-        """Put one message into the buffer, waiting for room."""
-        assert self._producer is not None
-        headers: list[tuple[str, str | bytes | None]] = [("id", one.id), ("model", model)]
-        while True:
-            try:
-                self._producer.produce(
-                    topic, one.value, one.key.encode() or None, on_delivery=round_.reported, headers=headers
-                )
-                self._producer.poll(0)
-                return
-            except BufferError:
-                if time.monotonic() >= round_.give_up_at:
-                    raise KafkaException(KafkaError(KafkaError._QUEUE_FULL)) from None
-                self._producer.poll(_POLL_S)
-            except KafkaException as error:
-                if error.args[0].code() not in _REFUSED:
-                    raise
-                round_.refused += 1
-                return
-
-    def _end(self) -> None:
-        """Give up the producer and all that it holds."""
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            with suppress(KafkaException):
-                producer.purge()
-                producer.flush(_END_S)
+        return reports.refused
 
     def close(self) -> None:
-        """Nothing waits: each delivery has waited for its acknowledgements."""
-        self._end()
+        """End the producer, with all that it still holds."""
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            _end(producer)
 
 
-class _Round:
-    """What the reports of one delivery say."""
+class _Reports:
+    """What librdkafka says of the messages of one round."""
 
-    def __init__(self, give_up_at: float) -> None:
-        self.give_up_at = give_up_at
-        self.refused = self.failures = 0
+    def __init__(self) -> None:
+        self.refused: list[RowMessage] = []
+        self.failures = 0
         self.failed = ""
 
-    def reported(self, error: KafkaError | None, _message: Message) -> None:
+    def take(self, row: RowMessage, error: KafkaError | None, _message: Message | None = None) -> None:
         """Called by librdkafka, in the thread that polls."""
         if error is None:
             return
         if error.code() in _REFUSED:
-            self.refused += 1
+            self.refused.append(row)
             return
         self.failures += 1
         self.failed = self.failed or error.str()
+
+
+def _produce(  # noqa: PLR0917  # what a message needs
+    producer: Producer, topic: str, row: RowMessage, delivery: Delivery, reports: _Reports, give_up_at: float
+) -> None:
+    """Put one message into the buffer, waiting for room."""
+    headers: list[tuple[str, str | bytes | None]] = [("id", row.id), ("model", delivery.model)]
+    while True:
+        try:
+            key = row.key.encode() or None
+            producer.produce(topic, row.value, key, on_delivery=partial(reports.take, row), headers=headers)
+            producer.poll(0)
+            return
+        except BufferError:
+            if time.monotonic() >= give_up_at:
+                raise SinkDown(f"Kafka takes messages of {topic} too slowly, or not at all") from None
+            producer.poll(_POLL_S)
+        except KafkaException as error:
+            if error.args[0].code() not in _REFUSED:
+                raise
+            reports.take(row, error.args[0])
+            return
+
+
+def _end(producer: Producer) -> None:
+    """Give up a producer and all that it holds."""
+    with suppress(KafkaException):
+        producer.purge()
+        producer.flush(_END_S)
 
 
 def _config(options: KafkaSinkOptions, password: str) -> dict[str, str | int | float | bool | Callable[..., None]]:

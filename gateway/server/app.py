@@ -30,6 +30,7 @@ from gateway import transport
 from gateway.inference import ModelRepository
 from gateway.inference.mirror import Mirror, MirrorError
 from gateway.inference.watching import repeat, watch
+from gateway.journal.sinks import missing
 from gateway.pipeline import Pipeline
 from gateway.pipeline.run import NOT_KEPT, Keeping
 from gateway.plan.transform import resolver
@@ -192,6 +193,8 @@ class Gateway:
         settings = self.settings
         if not settings.journal.enabled:
             return NOT_KEPT
+        if problems := missing(settings.journal.sinks):
+            raise ConfigError([Problem("journal", 0, "sinks", said) for said in problems])
         # What they need comes with an extra.
         from gateway.journal.journal import Journal
         from gateway.server.keeping import Keeper

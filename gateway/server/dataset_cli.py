@@ -52,8 +52,6 @@ def told(run: Callable[_P, None]) -> Callable[_P, None]:
             from gateway.training.pinned import PinnedModelError
             from gateway.training.relation import RelationError
             from gateway.training.window import WindowError
-
-            import_duckdb()
         except ImportError as error:
             stop(f"{error.name} is not installed: pip install 'headrace[journal]'")
         ours = (AuditError, BackfillError, DatasetError, FeastLogError, PinnedModelError, RelationError, WindowError)
@@ -65,11 +63,6 @@ def told(run: Callable[_P, None]) -> Callable[_P, None]:
             sys.exit(130)
 
     return started
-
-
-def import_duckdb() -> None:
-    """Raise ImportError where it is not there, before anything is begun."""
-    import duckdb  # noqa: F401 - only whether it can be imported
 
 
 def utc(moment: datetime | None) -> datetime | None:

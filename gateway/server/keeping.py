@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable, Iterable
 
 from gateway.inference import Model, Swap
+from gateway.inference.pinned import sources_of
 from gateway.journal.journal import Journal
 from gateway.journal.schema import JournalSchema, schema_of
 from gateway.pipeline import Answers
 from gateway.pipeline.run import Done, Keeping
+from gateway.plan import FeaturePlan
 from gateway.records.errors import Unavailable
 from gateway.records.report import FailureReport
 from gateway.records.served import Failed, Moments, Served
@@ -91,6 +93,8 @@ class Keeper:
                 variant=model.variant,
                 manifest_hash=model.facts.manifest_hash,
                 checked=() if model.checks is None else model.checks.names,
+                graph_hash=model.facts.sha256,
+                sources=_sources(model),
             )
             self.journal.register(schema)
         return schema
@@ -109,6 +113,16 @@ class Keeper:
             answers.violations,
             moments,
         )
+
+
+def _sources(model: Model) -> dict[str, str]:
+    """What the transforms of the model are made of, for who replays the journal."""
+    plan = model.plan
+    return (
+        sources_of(one.reference for one in plan.transforms if ":" in one.reference)
+        if isinstance(plan, FeaturePlan)
+        else {}
+    )
 
 
 def _names(schema: JournalSchema) -> list[str]:

@@ -80,6 +80,8 @@ class Settings(BaseModel):
             raise ValueError("stop_grace_s must not be negative")
         if 0 < len(self.admin_token.get_secret_value()) < _TOKEN_LENGTH_MIN:
             raise ValueError(f"admin_token must have at least {_TOKEN_LENGTH_MIN} characters")
+        if self.journal.enabled and self.journal.sinks and not self.monitor.enabled:
+            raise ValueError("journal.sinks are served by the second process, and monitor.enabled is false")
         if self.predict.rows_max > min(self.pipeline.parked_rows_max, self.pipeline.rows_in_flight_max):
             raise ValueError("predict.rows_max must fit into pipeline.parked_rows_max and pipeline.rows_in_flight_max")
         return self

@@ -123,7 +123,8 @@ class _Joined:
     def sql(self) -> str:
         """All columns that the maker needs, in the order of the entities."""
         options = self.options
-        columns = table_of(self.connection, options.entities, "entities")
+        texts = [name for name, kind in self.plan.entities.items() if kind == "string"]
+        columns = table_of(self.connection, options.entities, "entities", texts)
         context = [column.name for column in self.plan.context if column.name in self.maker.read]
         needed(
             options.entities,
@@ -154,7 +155,8 @@ class _Joined:
         if path is None:
             raise BackfillError(f"no table of {binding.ref} ({binding.alias}): name it with --view {binding.ref}=FILE")
         raw = f"raw h{index}"
-        columns = table_of(self.connection, path, raw)
+        texts = [key.name for key in view.entity.join_keys if key.dtype == "string"]
+        columns = table_of(self.connection, path, raw, texts)
         keys = [key.name for key in view.entity.join_keys]
         wanted = [*keys, *self.maker.stored(index), options.event_time]
         needed(path, columns, wanted, f"the keys, features and event time of {view.ref}")

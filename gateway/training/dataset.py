@@ -216,7 +216,8 @@ class _Labels:
     def load(self, report: Report) -> None:
         """Read the file, leave out what is incomplete, and choose among duplicates."""
         options, connection = self.options, self.connection
-        columns = table_of(connection, options.labels, "label file")
+        texts = [name for name, kind in self.entities.items() if kind == "string"]
+        columns = table_of(connection, options.labels, "label file", ["prediction_id", "request_id", *texts])
         names = self._names(columns)
         needed(options.labels, columns, [*names, *filter(None, [options.label_time])], "what the labels are joined by")
         at = "NULL::TIMESTAMP"
@@ -324,14 +325,13 @@ class _Labels:
             raise DatasetError(f"the journal does not have all ids of {name} in one form ({said}): narrow the window")
         if not self.options.salt:
             raise DatasetError(f"the journal has hashes of {name}: the setting journal.pii_salt is needed to make them")
-        found = self.connection.execute(
-            f'SELECT DISTINCT CAST({quoted(name)} AS VARCHAR) FROM "label file" WHERE {quoted(name)} IS NOT NULL'  # noqa: S608 - names are quoted
-        ).fetchall()
-        texts = [row[0] for row in found]
-        hashes = pa.table({"text": pa.array(texts, pa.string()),
-                           "digest": pa.array([digest(text, self.options.salt) for text in texts], pa.string())})  # fmt: skip
-        self.connection.register(f"hashes of {name}", hashes)
-        return f"(SELECT digest FROM {quoted(f'hashes of {name}')} WHERE text = CAST({quoted(name)} AS VARCHAR))"  # noqa: S608 - names are quoted
+        # With its table, because "user" alone is also who runs DuckDB.
+        text, hashes = f'CAST("label file".{quoted(name)} AS VARCHAR)', f"hashes of {name}"
+        found = self.connection.execute(f'SELECT DISTINCT {text} FROM "label file"').fetchall()  # noqa: S608 - names are quoted
+        texts = [row[0] for row in found if row[0] is not None]
+        digests = [digest(one, self.options.salt) for one in texts]
+        self.connection.register(hashes, pa.table({"id": pa.array(texts, pa.string()), "digest": digests}))
+        return f"(SELECT h.digest FROM {quoted(hashes)} h WHERE h.id = {text})"  # noqa: S608 - names are quoted
 
 
 def _joined(options: DatasetOptions, labels: _Labels) -> str:

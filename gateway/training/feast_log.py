@@ -1,8 +1,8 @@
 """The journal as Feast logs the features that it serves: the schema of `FeatureServiceLoggingSource`.
 
-For each view of the model, which stands for a projection under its alias: its join keys by the request's names, then
-for each of its features `<alias>__<feature>`, `…__timestamp` (of the event, seconds) and `…__status` (of FieldStatus). Last
-`__log_timestamp`, `__log_date` and `__request_id`. Context columns, outputs and what is derived have no place in it.
+For each view of the model, which stands for a projection under its alias: its join keys by the request's names, and
+for each of its features `<alias>__<feature>`, `…__timestamp` (of the event, in seconds) and `…__status` (FieldStatus).
+At the end `__log_timestamp`, `__log_date`, `__request_id`. Context, outputs and what is derived have no place in it.
 
 As in Feast, a feature that was not found or null is null here, though the model saw its default.
 """

@@ -23,7 +23,7 @@ validation:
   columns:
     u.age: {range: {min: 20, max: 45}, policy: clip}
     hour: {range: {min: -0.5, max: 0.5}, policy: default, default: 0.125}
-    ratio: {range: {min: -0.5, max: 0.5}, policy: clip}
+    ratio: {range: {min: -0.0625, max: 0.0625}, policy: clip}
     p.spent: {range: {min: 0, max: 60}, policy: fallback}
   fallback: {constant: {score: 0.5, said: none, later: 1}}
 """
@@ -146,8 +146,9 @@ async def test_a_changed_cell_is_still_seen_by_the_graph(tmp_path: Path) -> None
     """What a check left behind is what is replayed: with another value there, the output differs."""
     site = ordinary(tmp_path, requests=60, validation=FLAGGED)
     await site.keep()
-    ratio = site.journaled()["f.ratio"].to_pylist()
-    row = next(row for row, value in enumerate(ratio) if value == 0.5)
+    table = site.journaled()
+    clipped = (np.array(table["f.ratio"]) == 0.0625) & (np.array(table["out.score"].to_pylist()) != 0.5)
+    row = int(np.flatnonzero(clipped)[0])
     rewrite(site, lambda table: flipped(table, "f.ratio", row, 28))
     found = report(site)
     assert found["differ"] == 1
