@@ -7,6 +7,7 @@ example says only that the run must not fail and must not give NaN or infinity.
 """
 
 import json
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +66,10 @@ def read(path: Path, signature: Signature) -> Golden | None:
     """The example at `path`; None where there is none. Raises Refused for one that is wrong."""
     file = path.name
     try:
-        if path.stat().st_size > GOLDEN_BYTES_MAX:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise Refused(f"{file} is no regular file")
+        if found.st_size > GOLDEN_BYTES_MAX:
             raise Refused(f"{file} is larger than {GOLDEN_BYTES_MAX >> 20} MiB")
         content = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -94,7 +94,11 @@ def look(root: Path, name: str) -> Entry | None:
     for version, path in _candidates(folder, described):
         try:
             graph = inside(root, _graph(root, path))
-            versions[version] = Found(graph, _stamp(root, graph.parent))
+            if graph.exists() and not graph.is_file():  # opening a pipe would wait for a writer, for ever
+                raise Refused(f"{graph.name} is no regular file")
+            stamp = _stamp(root, graph.parent)
+            # An MLmodel may name another graph of the same folder from one day to the next.
+            versions[version] = Found(graph, (*stamp, _stamp_of(path)) if path.name == MLFLOW else stamp)
         except (Refused, OSError) as error:
             problems.append(Problem(str(path), 0, "", str(error)))
     if not described and not versions and not problems:
@@ -159,12 +163,17 @@ def is_version(name: str) -> bool:
 
 
 def _stamp(root: Path, folder: Path) -> Stamp:
-    """Of everything in the folder of a version, two levels deep."""
-    files = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file()]
-    if len(files) > FILES_MAX:
-        raise Refused(f"{folder} holds more than {FILES_MAX} files; a version has its graph and what belongs to it")
-    for path in files:
-        inside(root, path)
+    """Of everything in the folder of a version, however deep."""
+    files = []
+    for path in folder.rglob("*"):
+        if path.is_symlink():
+            inside(root, path)
+        if path.is_file():
+            files.append(path)
+            if len(files) > FILES_MAX:
+                raise Refused(
+                    f"{folder} holds more than {FILES_MAX} files; a version has its graph and what belongs to it"
+                )
     return tuple(sorted(_stamp_of(path) for path in files))
 
 

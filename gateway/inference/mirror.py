@@ -20,11 +20,12 @@ from datetime import timedelta
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gateway.inference.layout import GRAPH
+from gateway.inference.layout import GRAPH, NAME_BYTES_MAX
 from gateway.inference.model import Refused
 
 OBJECTS_MAX = 100_000
 OBJECT_BYTES_MAX = 16 << 30
+PATH_BYTES_MAX = 1024
 STATE_FILE = ".headrace-mirror.json"
 _INCOMING = ".headrace-incoming"
 _CHUNK_BYTES = 8 << 20
@@ -69,7 +70,13 @@ class Mirror:
         return f"<Mirror {self.address} -> {self.folder}, {len(self._copied)} files>"
 
     def copy(self) -> Mirrored:
-        """Make the folder what the address is. Raises MirrorError when it cannot be listed or read."""
+        """Make the folder what the address is. Raises MirrorError when it cannot be listed, read or written."""
+        try:
+            return self._copy()
+        except OSError as error:
+            raise MirrorError(f"{self.address} cannot be copied to {self.folder}: {error}") from error
+
+    def _copy(self) -> Mirrored:
         objects, refused = self._list()
         if not objects:
             raise MirrorError(f"{self.address} lists no file of a model; nothing is removed")
@@ -79,7 +86,7 @@ class Mirror:
         for path in sorted(wanted, key=lambda path: (PurePosixPath(path).name == GRAPH, path)):
             target = self.folder / path
             target.parent.mkdir(parents=True, exist_ok=True)
-            (self.folder / _INCOMING / incoming[path].sha256).replace(target)
+            self._incoming(path).replace(target)
             self._copied[path] = incoming[path]
             self._write_state()
         removed = [path for path in self._copied if path not in objects]
@@ -107,6 +114,10 @@ class Mirror:
             raise
         except Exception as error:
             raise MirrorError(f"{self.address} cannot be listed: {_first_line(error)}") from error
+        folders = {str(parent) for path in objects for parent in PurePosixPath(path).parents}
+        for path in [path for path in objects if path in folders]:
+            del objects[path]
+            refused.append(f"{path!a} is the name of a file and of a folder; the file is left out")
         return objects, refused
 
     def _is_there(self, path: str, meta: Mapping[str, Any]) -> bool:
@@ -122,7 +133,7 @@ class Mirror:
             return False
 
     def _fetch(self, path: str, meta: Mapping[str, Any]) -> Copied:
-        """Fetch an object into the folder of unfinished files, where its checksum is its name."""
+        """Fetch an object into the folder of unfinished files."""
         size = int(meta["size"])
         if size > OBJECT_BYTES_MAX:
             raise MirrorError(f"{path} has {size:,} bytes, more than {OBJECT_BYTES_MAX:,}")
@@ -146,8 +157,12 @@ class Mirror:
             unfinished.unlink(missing_ok=True)
             raise MirrorError(f"{self.address}: {path} gave {written:,} bytes of {size:,}; it is tried again")
         copied = Copied(_etag(meta), size, digest.hexdigest())
-        unfinished.replace(self.folder / _INCOMING / copied.sha256)
+        unfinished.replace(self._incoming(path))
         return copied
+
+    def _incoming(self, path: str) -> Path:
+        """Where an object waits until all of its version are there."""
+        return self.folder / _INCOMING / hashlib.sha256(path.encode()).hexdigest()
 
     def _remove(self, path: str) -> None:
         target = self.folder / path
@@ -179,7 +194,8 @@ class Mirror:
 def _local(path: str) -> str:
     """The path of an object below the folder. Raises Refused for one that is no plain path."""
     parts = path.split("/")
-    if not path or any(part.startswith(".") or not part or not part.isprintable() or "\\" in part for part in parts):
+    plain = all(part and not part.startswith(".") and part.isprintable() and "\\" not in part for part in parts)
+    if not plain or len(path.encode()) > PATH_BYTES_MAX or max(len(part.encode()) for part in parts) > NAME_BYTES_MAX:
         raise Refused(f"{path[:200]!a} cannot be the name of a model's file; it is left out")
     return path
 

@@ -20,6 +20,8 @@ class PinnedResolve:
     def __init__(self, resolve: Resolve) -> None:
         self._resolve = resolve
         self._pins: dict[str, dict[Path, str]] = {}
+        self._imported: dict[Path, str] = {}
+        """Every file that came with a module, as it was then."""
 
     def __repr__(self) -> str:
         return f"<PinnedResolve {', '.join(self._pins) or 'nothing yet'}>"
@@ -35,8 +37,18 @@ class PinnedResolve:
                         f"{path} has changed since {module} was imported; the new code needs a restart of the server"
                     )
             return self._resolve(reference)
+        before = {*sys.modules}
         function = self._resolve(reference)
-        self._pins[module] = {path: _hash_of(path) for path in _sources(module)}
+        pins = {path: _hash_of(path) for path in _sources(module)}
+        for path, pin in pins.items():
+            if self._imported.setdefault(path, pin) != pin:
+                raise TransformError(
+                    f"{path} has changed since another module imported it; the new code needs a restart of the server"
+                )
+        # What came with it is old from now on, even if no manifest names it before its file has changed.
+        for path in _files({*sys.modules} - before):
+            self._imported.setdefault(path, _hash_of(path))
+        self._pins[module] = pins
         return function
 
 
@@ -52,7 +64,11 @@ def sources_of(references: Iterable[str]) -> dict[str, str]:
 def _sources(module: str) -> list[Path]:
     """The files of a module, and those of its package that are imported."""
     package = module.partition(".")[0]
-    names = [name for name in tuple(sys.modules) if name == package or name.startswith(f"{package}.")]
+    return _files([name for name in tuple(sys.modules) if name == package or name.startswith(f"{package}.")])
+
+
+def _files(names: Iterable[str]) -> list[Path]:
+    """The source files of imported modules."""
     files = [getattr(sys.modules.get(name), "__file__", None) for name in names]
     return sorted({Path(file) for file in files if file and file.endswith(".py")})
 

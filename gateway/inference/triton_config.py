@@ -214,10 +214,14 @@ def _wrong(message: pb.ModelConfig, name: str) -> Iterator[tuple[str, str]]:
     yield from _unservable(message, name)
     tensors: list[pb.ModelInput | pb.ModelOutput] = [*message.input, *message.output]
     count = [group.count for group in message.instance_group]
+    instances = sum(max(one, 1) for one in count)
     if message.max_batch_size < 0:
         yield "max_batch_size", f"is {message.max_batch_size}; it must not be negative"
-    if sum(count) > INSTANCES_MAX or min(count, default=0) < 0:
-        yield "instance_group", f"asks for {sum(count)} instances; there may be 1 to {INSTANCES_MAX}"
+    if instances > INSTANCES_MAX or min(count, default=0) < 0:
+        yield "instance_group", f"asks for {instances} instances; there may be 1 to {INSTANCES_MAX}"
+    policy = message.version_policy
+    if policy.WhichOneof("policy_choice") == "specific" and not policy.specific.versions:
+        yield "version_policy", "is specific and names no version; nothing would serve"
     yield from _refused(message, "")
     for tensor in tensors:
         yield from _refused(tensor, f" for {tensor.name}")

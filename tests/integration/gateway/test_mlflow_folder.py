@@ -42,6 +42,21 @@ async def test_folders_under_numbers_are_versions(root: Path) -> None:
     assert (rig.serving(), rig.factor("scored")) == ([("scored", 2)], 4)
 
 
+async def test_an_mlmodel_that_names_another_graph_of_its_folder(root: Path) -> None:
+    folder = root / "scored" / "1"
+    for name, factor in (("a", 3), ("b", 4)):
+        add_mlflow(root / "made" / name, factor)
+        (folder / name).mkdir(parents=True)
+        (root / "made" / name / "model.onnx").rename(folder / name / "model.onnx")
+    shutil.rmtree(root / "made")
+    (folder / "MLmodel").write_text(WRITTEN.read_text().replace("data: model.onnx", "data: a/model.onnx", 1))
+    rig = Rig(root)
+    assert rig.factor("scored") == 3
+    (folder / "MLmodel").write_text(WRITTEN.read_text().replace("data: model.onnx", "data: b/model.onnx", 1))
+    await rig.models.load("scored")
+    assert rig.factor("scored") == 4
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -145,6 +145,25 @@ def test_names_that_lead_elsewhere_are_refused(root: Path, tmp_path: Path) -> No
     assert sorted(path.name for path in root.iterdir()) == [".headrace-incoming", STATE_FILE, "one"]
 
 
+@pytest.mark.filterwarnings("ignore")  # of moto's and boto's own
+def test_keys_that_no_folder_can_have_harm_no_other(bucket: Bucket, root: Path, tmp_path: Path) -> None:
+    """A key may be the folder of another one, and longer than a file's name. Two models are the same bytes here."""
+    for key in ("one/1/model.onnx", "two/1/model.onnx", "two", f"long/1/{'n' * 300}"):
+        bucket.put(key, graph(tmp_path, 2))
+    done = bucket.mirror(root).copy()
+    assert sorted(done.fetched) == ["one/1/model.onnx", "two/1/model.onnx"]
+    assert ["name of a file and of a folder" in refused for refused in done.refused].count(True) == 1
+    assert len(done.refused) == 2
+
+
+def test_a_folder_that_cannot_be_written_is_a_message(root: Path, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    add_scaled(store, "one", 1, 2)
+    (root / "one").write_text("in the way")
+    with pytest.raises(MirrorError, match="cannot be copied to"):
+        Mirror(store.as_uri(), root, {}).copy()
+
+
 def test_an_object_that_is_shorter_than_it_says_never_gets_a_name(root: Path, tmp_path: Path) -> None:
     store = tmp_path / "store"
     path = add_scaled(store, "one", 1, 2)

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import json
+import os
 import sys
 import weakref
 from pathlib import Path
@@ -234,6 +235,52 @@ async def test_changed_transform_code_needs_a_restart(
     ):
         await rig.models.load("one")
     assert rig.serving() == [("one", 1), ("one", 2)]
+
+
+async def test_code_that_was_imported_by_other_code_is_as_old_as_that(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "inner_transforms.py").write_text("def double(c):\n    return {'d': c * 2}\n")
+    (tmp_path / "outer_transforms.py").write_text("from inner_transforms import double\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    manifest = (
+        "name: {name}\ncontext: {{c: float32}}\ntransforms:\n"
+        "  - {{function: '{name}_transforms:double', inputs: {{c: c}}, outputs: {{d: float32}}}}\ninputs: {{x: [d]}}\n"
+    )
+    for name in ("inner", "outer"):
+        monkeypatch.delitem(sys.modules, f"{name}_transforms", raising=False)
+    add_scaled(root, "outer", 1, 2, model__yaml=manifest.format(name="outer"))
+    rig = Rig(root, modules=["inner_transforms", "outer_transforms"])
+    (tmp_path / "inner_transforms.py").write_text("def double(c):\n    return {'d': c * 3}\n")
+    add_scaled(root, "inner", 1, 2, model__yaml=manifest.format(name="inner"))
+    with pytest.raises(ConfigError, match="has changed since another module imported it"):
+        await rig.models.load("inner")
+
+
+async def test_a_pipe_is_no_graph(root: Path) -> None:
+    """Opening one would wait for a writer, for ever."""
+    add_scaled(root, "one", 1, 2, model__yaml=PLAIN.format(name="one"))
+    rig = Rig(root)
+    (root / "one" / "2").mkdir()
+    os.mkfifo(root / "one" / "2" / "model.onnx")
+    with pytest.raises(ConfigError, match=r"model\.onnx is no regular file"):
+        await asyncio.wait_for(rig.models.load("one"), 30)
+    (root / "one" / "2" / "model.onnx").unlink()
+    add_scaled(root, "one", 2, 3)
+    os.mkfifo(root / "one" / "2" / "golden.json")
+    with pytest.raises(ConfigError, match=r"golden\.json is no regular file"):
+        await asyncio.wait_for(rig.models.load("one"), 30)
+
+
+async def test_external_data_however_deep_is_looked_at(root: Path) -> None:
+    graph = add_scaled(root, "one", 1, 2)
+    deep = graph.parent / "a" / "b" / "c"
+    deep.mkdir(parents=True)
+    (deep / "weights").write_bytes(b"1")
+    rig = Rig(root)
+    (deep / "weights").write_bytes(b"22")
+    await rig.models.refresh()
+    assert [[model.version for model in swap.added] for swap in rig.swaps] == [[1]]
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,14 @@ def test_a_config_that_says_nothing(root: Path) -> None:
             "config.pbtxt:5: sequence_batching: is set",
         ),
         (("max_batch_size: 16", "max_batch_size: 16 }"), "config.pbtxt:4:"),
+        (
+            ("max_batch_size: 16", "max_batch_size: 16\nversion_policy { specific { } }"),
+            "config.pbtxt:5: version_policy: is specific and names no version",
+        ),
+        (
+            ("max_batch_size: 16", "max_batch_size: 16\n" + "instance_group { } " * 65),
+            "config.pbtxt:5: instance_group: asks for 65 instances",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(root: Path, change: tuple[str, str], said: str) -> None:
