@@ -130,7 +130,7 @@ class Kept:
             start += request.rows
             self._end(request, self.outputs, [output[span] for output in answers.outputs])
 
-    def refuse(self, request: Request, error: HeadraceError) -> None:
+    def refuse(self, request: Request, error: HeadraceError, model: Model) -> None:
         self._end(request, self.errors, error)
 
     def _end(self, request: Request, where: dict[str, Any], what: Any) -> None:

@@ -36,6 +36,8 @@ class Answer:
     probability: npt.NDArray[np.float32] | None
     statuses: dict[str, npt.NDArray[np.uint8]]
     error: str = ""
+    prediction_id: bytes = b""
+    """What the journal knows the answer by."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +55,16 @@ class Summary:
     errors: int
 
 
-def questions(flights: Flights, rows: int, seed: int = 0) -> list[Flights]:
-    """Draw `rows` of the flights (all when there are fewer), in the order of their departures, into requests."""
+def questions(flights: Flights, rows: int, seed: int = 0, *, ordered: bool = True) -> list[Flights]:
+    """Draw `rows` of the flights (all when there are fewer) into requests, ordered by departure or not at all."""
     random = np.random.default_rng(seed)
     rows = min(rows, len(flights))
     batches = int(rows * SHARE_IN_BATCHES) // BATCH_ROWS
     sizes = np.array([BATCH_ROWS] * batches + [1] * (rows - batches * BATCH_ROWS))
     random.shuffle(sizes)
-    drawn = np.sort(random.choice(len(flights), rows, replace=False))
+    drawn = random.choice(len(flights), rows, replace=False)
+    if ordered:
+        drawn = np.sort(drawn)
     return [flights.take(places) for places in np.split(drawn, np.cumsum(sizes)[:-1])]
 
 
@@ -74,7 +78,8 @@ async def ask(client: HeadraceClient, flights: Flights) -> Answer:
         return Answer(flights, time.perf_counter() - began, None, {}, str(error))
     seconds = time.perf_counter() - began
     probability = prediction.outputs[OUTPUT].astype(np.float32)
-    return Answer(flights, seconds, probability, {alias: rows.status for alias, rows in prediction.views.items()})
+    statuses = {alias: rows.status for alias, rows in prediction.views.items()}
+    return Answer(flights, seconds, probability, statuses, prediction_id=prediction.prediction_id)
 
 
 async def send(

@@ -41,6 +41,8 @@ class Execution:
     """Levels of priority that a request may name; 1 is served first."""
     default_priority: int = 1
     """The level of requests that name none."""
+    merge: bool = True
+    """Whether requests may share a run. `max_batch_size: 0` in config.pbtxt says no; a manifest cannot."""
 
     def __post_init__(self) -> None:
         for name in ("max_batch_rows", "instances", "queue_rows_max", "priority_levels", "default_priority"):
@@ -117,11 +119,23 @@ class Sizes:
         parts: list[Sequence[Array]] = []
         for start, stop, size in self.cuts(rows):
             outputs = session_run({name: padded(array[start:stop], size) for name, array in inputs.items()})
-            for output in outputs:
-                if np.shape(output)[:1] != (size,):
-                    raise ValueError(f"an output has the shape {list(np.shape(output))} for {size} rows")
+            if not by_rows(outputs, size):
+                raise ValueError(f"the outputs have the shapes {shapes(outputs)} for {size} rows")
             parts.append([output[: stop - start] for output in outputs])
         return parts[0] if len(parts) == 1 else [np.concatenate(same) for same in zip(*parts, strict=True)]
+
+
+def by_rows(outputs: Sequence[Array], rows: int) -> bool:
+    """Whether each output has one entry for each row: they are dealt out to requests by position."""
+    for output in outputs:  # noqa: SIM110 - a generator costs as much again
+        if np.shape(output)[:1] != (rows,):
+            return False
+    return True
+
+
+def shapes(outputs: Sequence[Array]) -> str:
+    """The shapes of outputs, for a message."""
+    return ", ".join(str(list(np.shape(output))) for output in outputs)
 
 
 def padded(array: Array, rows: int) -> Array:

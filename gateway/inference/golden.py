@@ -104,6 +104,10 @@ def _array(file: str, spec: TensorSpec, values: Any) -> Array:
         array: Array = np.array(values, dtype=object if spec.dtype == "string" else spec.dtype)
     except (ValueError, TypeError, OverflowError) as error:
         raise Refused(f"{file}: the values of {spec} cannot be read: {error}") from error
+    if array.dtype.kind in "iub":
+        given = np.array(values)
+        if given.dtype.kind in "OUS" or not np.array_equal(given, array):
+            raise Refused(f"{file}: a value of {spec} is not {spec.dtype}; nothing is cut off")
     if spec.dtype == "string" and not all(isinstance(value, str) for value in array.ravel()):
         raise Refused(f"{file}: the values of {spec} have to be strings")
     fits = array.ndim == len(spec.shape) and all(

@@ -3,6 +3,10 @@
     description ─▶ session ─▶ plan ─▶ warm-up of every batch size ─▶ golden example ─▶ Model
 
 Runs in a thread and blocks for as long as it takes; the graph is read from a path, which leaves the GIL to the loop.
+Beside a loop that serves, what computes long runs in a thread that leaves it the core too.
+
+What the server runs, a process of its own has run before, where a server runs already: the sizes of the warm-up, the
+arrays of `model_warmup`, the golden example. There it may take as much, and as long, as it likes.
 
 Invariants
 - What is returned has run on every size of batch that it was prepared for, and passed its golden example.
@@ -13,21 +17,23 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from featureclient.schema import Catalogue, ConfigError, Problem, document
 from gateway.inference import golden, layout, triton_config
+from gateway.inference.background import aside
 from gateway.inference.batching import Execution, Sizes
 from gateway.inference.cost import Cost
 from gateway.inference.layout import Entry, chosen
 from gateway.inference.model import Model, ModelFacts, Refused
-from gateway.inference.probing import probe
+from gateway.inference.operators import follows_values
+from gateway.inference.pinned import NEEDS_RESTART
+from gateway.inference.probing import Harmful, probe
 from gateway.inference.providers import Hardware, HardwareError
 from gateway.inference.runner import Runner
-from gateway.inference.session import InferenceOptions, Session, SessionError
+from gateway.inference.session import InferenceOptions, Session, SessionError, WrongRows
 from gateway.inference.triton_config import TritonConfig
 from gateway.plan import Manifest, PlanError, compile_plan
 from gateway.plan.manifest import LatestUse, Versions
@@ -37,16 +43,25 @@ from gateway.plan.transform import Resolve
 from gateway.records.request import Array
 from gateway.records.signature import Signature
 from gateway.validation.compiler import compile_checks, reference
-from gateway.validation.fallback import circle
 from gateway.validation.profile import FILE
 
-_HASH_CHUNK_BYTES = 4 << 20
+_HASH_CHUNK_BYTES = 16 << 20
+_Result = TypeVar("_Result")
 _UNMEASURED_S = 1e-3
 """What a run is taken to cost where no trial run could be made: enough to keep it off the event loop at first."""
 
 
+Reason = Literal["file", "manifest", "graph", "warm_up", "golden", "probe", "changed_code", "fallback", "other"]
+"""What a load failed for: a label, so there are few."""
+REASONS: tuple[Reason, ...] = get_args(Reason)
+
+
 class ModelsNotLoaded(ConfigError):
     """Models that cannot serve, with every problem found."""
+
+    def __init__(self, problems: Sequence[Problem], reason: Reason = "other") -> None:
+        super().__init__(problems)
+        self.reason: Reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +103,6 @@ class Loader:
         self.options = options
         self.hot = False
         """Whether a server runs that a bad graph could harm; then graphs are tried in a process of their own first."""
-        self.fallbacks: Callable[[], Mapping[str, str]] = dict
-        """Model -> the model that answers for it, of those that serve."""
 
     def describe(self, entry: Entry) -> Description:
         """Read the manifest or the configuration of a model. Raises ConfigError with what is wrong in them."""
@@ -108,27 +121,27 @@ class Loader:
         entry = described.entry
         found = entry.versions[version]
         began = time.monotonic()
+        attempt = _Attempt(self, described, version, found.path)
         try:
-            model = _Attempt(self, described, version, found.path).model(began)
-            if model.checks is not None and (way := self._circle(entry.name, model.checks.fallback_model)):
-                model.runner.close()
-                raise Refused(f"models would fall back in a circle: {' -> '.join(way)}")
+            model = attempt.model(began)
+            attempt.at = "file"
             again = layout.look(self.root, entry.name)
             if again is None or again.versions.get(version) != found or again.stamp != entry.stamp:
                 model.runner.close()
                 raise Refused("its files changed while they were read; it is loaded when they have come to rest")
         except (SessionError, Refused) as error:
-            raise ModelsNotLoaded([Problem(str(found.path), 0, "", str(error))]) from error
+            reason: Reason = "probe" if isinstance(error, Harmful) else attempt.at
+            raise ModelsNotLoaded([Problem(str(found.path), 0, "", str(error))], reason) from error
         except OSError as error:
-            raise ModelsNotLoaded([Problem(str(found.path), 0, "", f"cannot be read: {error}")]) from error
+            raise ModelsNotLoaded([Problem(str(found.path), 0, "", f"cannot be read: {error}")], "file") from error
         except PlanError as error:
             suffix = f" (version {version})" if len(described.versions) > 1 else ""
-            raise ModelsNotLoaded([described.problem(at, said + suffix) for at, said in error.problems]) from error
+            reason = "changed_code" if any(NEEDS_RESTART in said for _, said in error.problems) else "manifest"
+            problems = [described.problem(at, said + suffix) for at, said in error.problems]
+            raise ModelsNotLoaded(problems, reason) from error
+        except ConfigError as error:
+            raise ModelsNotLoaded(error.problems, "warm_up" if attempt.at == "warm_up" else "manifest") from error
         return model
-
-    def _circle(self, name: str, fallback: str | None) -> list[str]:
-        """The circle that the fallbacks of the models that serve would have with this one."""
-        return circle({**self.fallbacks(), name: fallback}) if fallback is not None else []
 
 
 class _Attempt:
@@ -140,19 +153,25 @@ class _Attempt:
         self.version = version
         self.path = path
         self.warnings: list[str] = list(described.triton.warnings) if described.triton is not None else []
+        self.at: Reason = "file"
+        """What is looked at now; what fails, fails for that."""
 
     def model(self, began: float) -> Model:
         described, options = self.described, self.loader.options
         name, manifest = described.entry.name, described.manifest
-        digest = _sha256(self.path)
+        digest = self._aside(lambda: _sha256(self.path))
         hardware = self._hardware()
+        self.at = "graph"
         if self.loader.hot and options.check_in_process:
             probe(self.path, options, hardware, self._trials)
-        session = Session(self.path, options, hardware)
+            self.at = "graph"
+        session = self._aside(lambda: Session(self.path, options, hardware))
         self.warnings += session.warnings
         signature = session.signature
         self._check_triton(signature)
+        self.at = "golden"
         example = golden.read(self.path.parent / layout.GOLDEN, signature)
+        self.at = "manifest"
         execution = self._execution()
         tensors = TensorPlan(name, signature, self._batched(signature))
         plan: Plan = tensors
@@ -162,13 +181,16 @@ class _Attempt:
             profile, why = reference(self.path.parent / FILE, compiled, self.version, manifest.validation)
             self.warnings += [why] if why else []
             checks = compile_checks(compiled, manifest.validation, profile, signature)
-        tensors, cost = self._warm_up(session, plan, tensors, execution)
+        self.at = "warm_up"
+        tensors, cost = self._aside(partial(self._warm_up, session, plan, tensors, execution))
         if manifest is None:
             plan = tensors
+        self.at = "golden"
         if example is not None:
-            self._check_golden(session, example)
+            self._aside(partial(self._check_golden, session, example))
         fixed = fixed_rows(signature) if plan.batched else None
-        runner = Runner(session, cost, options.inline_max_us, execution, fixed_rows=fixed)
+        steady = not self._aside(lambda: follows_values(self.path))
+        runner = Runner(session, cost, options.inline_max_us, execution, fixed_rows=fixed, steady=steady)
         labels = tuple(label for label, of in described.labels.items() if of == self.version)
         facts = ModelFacts(
             source=str(self.path),
@@ -185,6 +207,10 @@ class _Attempt:
         if plan is not tensors:
             inner = Model(name, self.version, labels, tensors, runner, signature, execution, None, facts)
         return Model(name, self.version, labels, plan, runner, signature, execution, inner, facts, checks, profile)
+
+    def _aside(self, work: Callable[[], _Result]) -> _Result:
+        """Have a running server's loop go first. At the start nobody waits but for the load."""
+        return aside(work) if self.loader.hot else work()
 
     def _check_triton(self, signature: Signature) -> None:
         triton = self.described.triton
@@ -210,6 +236,7 @@ class _Attempt:
             said["instances"] = described.triton.instances
             if described.triton.max_batch_size:
                 said["max_batch_rows"] = described.triton.max_batch_size
+            said["merge"] = described.triton.max_batch_size != 0
         use = described.manifest.execution if described.manifest is not None else None
         if use is not None:
             said |= use.model_dump(exclude_none=True)
@@ -227,37 +254,48 @@ class _Attempt:
             raise ModelsNotLoaded([described.problem(("hardware",), str(error))]) from error
 
     def _trials(self, signature: Signature) -> Iterator[Mapping[str, Array]]:
-        """What the graph is tried on in a process of its own: the sizes that it is warmed up with."""
+        """What the graph is tried on in a process of its own: whatever the server is going to run it on."""
         described, options = self.described, self.loader.options
+        self.at = "manifest"
         plan: Plan = TensorPlan(described.entry.name, signature, self._batched(signature))
         if described.manifest is not None:
             plan = compile_plan(described.manifest, self.loader.catalogue, signature, self.loader.resolve)
-        sizes = Sizes(self._execution(), fixed_rows(signature))
-        tried = sizes.warm_ups or (1, min(options.trial_rows, sizes.rows_max))
-        return (plan.blank(rows) for rows in (tried if plan.batched else (1,)))
+        tried = _tried(self._execution(), fixed_rows(signature), options.trial_rows)
+        yield from (plan.blank(rows) for rows in (tried if plan.batched else (1,)))
+        self.at = "warm_up"
+        if described.triton is not None:
+            yield from (warmup.arrays for warmup in described.triton.warmups(signature, described.entry.folder))
+        self.at = "golden"
+        example = golden.read(self.path.parent / layout.GOLDEN, signature)
+        if example is not None:
+            yield example.inputs
 
     def _warm_up(self, session: Session, plan: Plan, tensors: TensorPlan, execution: Execution) -> "_Tried":
         """Run the graph in every size that it was prepared for, and measure it."""
-        sizes = Sizes(execution, fixed_rows(session.signature))
+        sizes = _tried(execution, fixed_rows(session.signature), self.loader.options.trial_rows)
         if plan is tensors:
             tried = self._try_tensors(session, tensors, sizes)
         else:
-            tried = _Tried(tensors, _measured(session, plan, sizes, self.loader.options.trial_rows))
+            tried = _Tried(tensors, _measured(session, plan, sizes))
         triton = self.described.triton
         if triton is not None:
+            until = time.monotonic() + self.loader.options.check_timeout_s
             for warmup in triton.warmups(session.signature, self.described.entry.folder):
-                for _ in range(warmup.runs):
+                for run in range(warmup.runs):
+                    if run and time.monotonic() > until:
+                        self.warnings.append(f"model_warmup {warmup.name}: {run} of {warmup.runs} runs took too long")
+                        break
                     _run(session, warmup.arrays, f"model_warmup {warmup.name}")
         return tried
 
-    def _try_tensors(self, session: Session, plan: TensorPlan, sizes: Sizes) -> "_Tried":
+    def _try_tensors(self, session: Session, plan: TensorPlan, sizes: Sequence[int]) -> "_Tried":
         """Try a graph on zeros. Where it leaves a dimension free that is not the rows, a failing run says nothing."""
         try:
             if plan.batched:
-                rows = next(iter(sizes.warm_ups), min(2, sizes.rows_max))
-                if all(np.shape(output)[:1] == (rows,) for output in _run(session, plan.blank(rows), "a trial run")):
-                    return _Tried(plan, _measured(session, plan, sizes, self.loader.options.trial_rows))
-                plan = self._without_rows(session, plan)
+                try:
+                    return _Tried(plan, _measured(session, plan, sizes))
+                except WrongRows:
+                    plan = self._without_rows(session, plan)
             began = time.thread_time()
             _run(session, plan.blank(1), "a trial run")
             run_s = time.thread_time() - began
@@ -291,10 +329,32 @@ class _Tried(NamedTuple):
     cost: Cost
 
 
-def _measured(session: Session, plan: Plan, sizes: Sizes, trial_rows: int) -> Cost:
-    """What a run costs, from runs of every size that the graph gets, or of one row and of some."""
-    tried = sizes.warm_ups or (1, min(trial_rows, sizes.rows_max))
-    seconds = {rows: session.try_out(plan.blank(rows), rows) for rows in tried}
+def _tried(execution: Execution, fixed: int | None, trial_rows: int) -> Sequence[int]:
+    """Numbers of rows on which a graph is tried: those that it gets, or one, some, and odd ones between.
+
+    By a number alone an output may have as many entries as there are rows and have no rows, as the states of two layers
+    when there are two rows. So there are several, unless the graph can have one only.
+    """
+    sizes = Sizes(execution, fixed)
+    if fixed is not None or len(sizes.warm_ups) > 1:
+        return sizes.warm_ups
+    others = sizes.warm_ups or (3, 5, trial_rows)
+    return sorted({1, *(min(rows, sizes.rows_max) for rows in others)})
+
+
+def _measured(session: Session, plan: Plan, tried: Sequence[int]) -> Cost:
+    """What a run costs, from runs of these sizes. Raises SessionError, and `WrongRows` if any of them shows it."""
+    seconds: dict[int, float] = {}
+    failed = ""
+    for rows in tried:
+        try:
+            seconds[rows] = session.try_out(plan.blank(rows), rows)
+        except WrongRows:
+            raise
+        except SessionError as error:
+            failed = failed or str(error)
+    if failed:
+        raise SessionError(failed)
     few, many = tried[0], tried[-1]
     return Cost(seconds[few], seconds[many], many) if many > few else Cost(seconds[few], 2 * seconds[few], 2)
 

@@ -218,7 +218,7 @@ def _open(address: str, options: Mapping[str, str]) -> Any:
     try:
         from obstore.store import from_url
     except ImportError as error:
-        raise MirrorError("repository.mirror needs obstore: pip install 'headrace[remote]'") from error
+        raise MirrorError("repository.mirror needs obstore: pip install 'headrace[objects]'") from error
     try:
         # Plain HTTP has to be allowed, and is where somebody writes it.
         plain = any(value.startswith("http://") for value in (address, *options.values()))

@@ -12,6 +12,7 @@ from pathlib import Path
 from gateway.plan.transform import Function, Resolve, TransformError
 
 SOURCE_BYTES_MAX = 16 << 20
+NEEDS_RESTART = "the new code needs a restart of the server"
 
 
 class PinnedResolve:
@@ -33,18 +34,14 @@ class PinnedResolve:
         if pins is not None:
             for path, pin in pins.items():
                 if _hash_of(path) != pin:
-                    raise TransformError(
-                        f"{path} has changed since {module} was imported; the new code needs a restart of the server"
-                    )
+                    raise TransformError(f"{path} has changed since {module} was imported; {NEEDS_RESTART}")
             return self._resolve(reference)
         before = {*sys.modules}
         function = self._resolve(reference)
         pins = {path: _hash_of(path) for path in _sources(module)}
         for path, pin in pins.items():
             if self._imported.setdefault(path, pin) != pin:
-                raise TransformError(
-                    f"{path} has changed since another module imported it; the new code needs a restart of the server"
-                )
+                raise TransformError(f"{path} has changed since another module imported it; {NEEDS_RESTART}")
         # What came with it is old from now on, even if no manifest names it before its file has changed.
         for path in _files({*sys.modules} - before):
             self._imported.setdefault(path, _hash_of(path))

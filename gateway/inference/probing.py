@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from gateway.inference.background import ASIDE_NICENESS, step_back
 from gateway.inference.faults import explained, is_for_memory, shortened
 from gateway.inference.providers import Hardware, resolve
 from gateway.inference.session import InferenceOptions, Session, SessionError
@@ -39,7 +40,11 @@ from gateway.records.signature import Signature, TensorSpec
 
 Trials = Callable[[Signature], Iterable[Mapping[str, Array]]]
 
-_NICE = 10
+
+class Harmful(SessionError):
+    """A graph that crashes, does not end, or takes too much memory."""
+
+
 _TOLD_MAX = 1 << 20
 """Bytes that are read from the child for one step."""
 _SAID_MAX = 300
@@ -54,8 +59,8 @@ def probe(
 
     Takes as long as the load does, and half a second: call it in a thread. The default trials are one blank row and
     `trial_rows` of them. Raises `SessionError` for a graph that cannot be loaded, crashes, hangs or takes more than
-    `check_memory_mb`. A trial run that raises for another reason is no finding: it harms nobody, and the server's own
-    trial finds it too.
+    `check_memory_mb` (the last three: `Harmful`). A trial run that raises for another reason is no finding: it harms
+    nobody, and the server's own trial finds it too.
     """
     with _Child(path, options) as child:
         told = child.ask("it was loaded", (path, options, hardware))
@@ -65,9 +70,7 @@ def probe(
             raised = child.ask(f"it ran on {shapes}", dict(inputs)).get("raised")
             if raised is not None and is_for_memory(str(raised)):
                 limit = f"check_memory_mb, {options.check_memory_mb} MiB"
-                raise SessionError(
-                    f"takes more memory than {limit}, when it runs on {shapes}: {explained(str(raised))}"
-                )
+                raise Harmful(f"takes more memory than {limit}, when it runs on {shapes}: {explained(str(raised))}")
 
 
 def serve() -> None:
@@ -117,6 +120,8 @@ class _Child:
                 env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             )
             closing.callback(self._end)
+            # From here and at once: importing is most of what the child computes for a small graph.
+            step_back(ASIDE_NICENESS, self._process.pid)
             self._closing = closing.pop_all()
         return self
 
@@ -138,7 +143,7 @@ class _Child:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise SessionError(f"{self._fate()} while {doing} in a process of its own")
+            raise Harmful(f"{self._fate()} while {doing} in a process of its own")
         if "error" in answer:
             raise SessionError(str(answer["error"]))
         return answer
@@ -147,11 +152,12 @@ class _Child:
         """The next line of the child; empty when it ended, or said more than it may."""
         assert self._process.stdout is not None
         pipe = self._process.stdout.fileno()
+        poll = select.poll()  # select() knows no descriptor above 1023, and a server has more
+        poll.register(pipe, select.POLLIN)
         line = bytearray()
         while not line.endswith(b"\n"):
-            ready, _, _ = select.select([pipe], [], [], max(self._deadline_s - time.monotonic(), 0.0))
-            if not ready:
-                raise SessionError(f"did not end within check_timeout_s, {self._timeout_s:g} s, while {doing}")
+            if not poll.poll(max(self._deadline_s - time.monotonic(), 0.0) * 1_000):
+                raise Harmful(f"did not end within check_timeout_s, {self._timeout_s:g} s, while {doing}")
             part = os.read(pipe, 1 << 16)
             line += part
             if not part or len(line) > _TOLD_MAX:
@@ -183,7 +189,6 @@ class _Child:
 
 def _limit(options: InferenceOptions, hardware: Hardware) -> None:
     """Bound what this process may take, beyond what it has taken by now."""
-    os.nice(_NICE)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     seconds = int(options.check_timeout_s) + 1
     threads = hardware.intra_op_threads or options.intra_op_threads

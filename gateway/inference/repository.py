@@ -7,31 +7,33 @@ Lookups read a snapshot that is never changed, only replaced; they take no lock 
 Invariants
 - A version that does not load, or fails its warm-up or its golden example, never serves, and takes nothing
   away: what served goes on serving until all that replaces it is ready.
-- A change of a model's description is taken by all of its versions that serve, or by none.
+- A change of a model's description is taken by all of its versions that serve, or by none. Labels are those of the
+  newest description that was taken.
+- Nothing is kept of a model whose files are gone and that does not serve.
 - Everything but a load itself happens on the loop. A load that takes too long is reported and goes on; no other load
   begins before its end, and a stop does not wait for it.
 - A repository that cannot be read, or is empty, takes nothing away: that is a volume that went, and no wish.
 """
 
 import asyncio
-import contextlib
 import logging
-import os
-import sys
-import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from featureclient.schema import Catalogue, ConfigError, Problem
-from gateway.inference import layout
+from gateway.inference import fallbacks, layout
+from gateway.inference.background import in_thread
+from gateway.inference.fallbacks import Unanswered
 from gateway.inference.layout import Stamp
-from gateway.inference.loading import Description, Loader, ModelsNotLoaded
+from gateway.inference.loading import Loader, ModelsNotLoaded, Reason
 from gateway.inference.mirror import MirrorError
 from gateway.inference.model import Model, ModelState, Refused, State, Swap
 from gateway.inference.pinned import PinnedResolve
+from gateway.inference.reloading import WHOLE, Memos, Outcome, Reload, Serving
 from gateway.inference.session import InferenceOptions
 from gateway.plan.transform import Resolve
 from gateway.records.errors import DeadlinePassed, ModelNotFound, Overloaded
@@ -41,15 +43,11 @@ WAITING_MAX = 64
 """Loads that wait for their turn. Beyond it they are refused."""
 STATES_MAX = 10_000
 """Versions of which the end is remembered."""
-_NICENESS = 5
-"""How far a loading thread steps back from the loop. More would keep it from giving the GIL back on a busy core."""
+COUNTED_MAX = 500
+"""Models whose failures are counted by name; those of the rest are counted together."""
+OTHER = "other"
 _log = logging.getLogger(__name__)
-_Result = TypeVar("_Result")
 _Key: TypeAlias = tuple[str, int]
-_Memos: TypeAlias = Mapping[int, tuple[Stamp, str]]
-"""Version -> what its files were when it failed, and why it did."""
-_WHOLE = -1
-"""Stands for the version where a model fails before its versions are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +69,7 @@ class RepositoryOptions:
     goes on."""
     mirror: str = ""
     """`s3://`, `gs://`, `az://` or `https://` address whose models are copied into the models' folder before it is
-    read. Needs the extra `remote`."""
+    read. Needs the extra `objects`."""
     mirror_every_s: float = 60.0
     """How often the mirrored address is looked at again while `watch_models` is on, seconds."""
     mirror_options: Mapping[str, str] = field(default_factory=dict)
@@ -87,26 +85,6 @@ class RepositoryOptions:
             raise ValueError("load_timeout_s and mirror_every_s must be positive")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Serving:
-    """A version that serves, and what its files were. Two loads are two of these."""
-
-    model: Model
-    description: Stamp
-    files: Stamp
-
-
-class _Outcome(NamedTuple):
-    """What became of one model: what is to serve, what failed, and what the loads took."""
-
-    serving: Mapping[int, _Serving]
-    failed: _Memos
-    problems: Sequence[Problem]
-    fresh: Sequence[Model]
-    failed_now: int
-    """Of the failed, how many were tried and did not fail before, unchanged."""
-
-
 class LoadCounts:
     """How loads of versions ended, for the metrics. `seconds` are those of loads that succeeded."""
 
@@ -114,11 +92,18 @@ class LoadCounts:
         self.loaded = 0
         self.failed = 0
         self.seconds = 0.0
+        self.reasons: dict[tuple[str, str], int] = Counter()
+        """(model, reason) -> loads that failed."""
+        self._named: set[str] = set()
 
-    def add(self, outcome: _Outcome) -> None:
+    def add(self, name: str, outcome: Outcome) -> None:
         """Count one pass over a model."""
         self.loaded += len(outcome.fresh)
-        self.failed += outcome.failed_now
+        self.failed += len(outcome.failed_now)
+        for reason in outcome.failed_now:
+            if len(self._named) < COUNTED_MAX:
+                self._named.add(name)
+            self.reasons[name if name in self._named else OTHER, reason] += 1
         self.seconds += sum(model.facts.loaded_s for model in outcome.fresh)
 
 
@@ -127,14 +112,14 @@ class _Snapshot:
 
     __slots__ = ("labels", "latest", "models")
 
-    def __init__(self, models: Mapping[str, Mapping[int, Model]]) -> None:
+    def __init__(self, models: Mapping[str, Mapping[int, Model]], labels: Mapping[str, Mapping[str, int]]) -> None:
         self.models = {name: versions for name, versions in models.items() if versions}
         self.latest = {name: versions[max(versions)] for name, versions in self.models.items()}
         self.labels = {
-            (name, label): model
+            (name, label): versions[version]
             for name, versions in self.models.items()
-            for model in versions.values()
-            for label in model.labels
+            for label, version in labels.get(name, {}).items()
+            if version in versions
         }
 
 
@@ -150,11 +135,15 @@ class ModelRepository:
         self.options = options
         self.counts = LoadCounts()
         self._loader = loader
-        self._serving: dict[str, Mapping[int, _Serving]] = {}
+        self._serving: dict[str, Mapping[int, Serving]] = {}
+        self._labels: dict[str, Mapping[str, int]] = {}
         self._failed: dict[_Key, tuple[Stamp, str]] = {}
         self._unloaded: set[str] = set()
         self._states: dict[_Key, ModelState] = {}
-        self._snapshot = _Snapshot({})
+        self._snapshot = _Snapshot({}, {})
+        self._held: dict[str, _Snapshot] = {}
+        """Models that were refused for a fallback, and what served then."""
+        self._unanswered: Sequence[Unanswered] = ()
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[Sequence[Problem]]] = set()
         self._busy_with = ""
@@ -174,7 +163,6 @@ class ModelRepository:
         repository = cls(loader, options or RepositoryOptions())
         problems = repository._load_all()
         loader.hot = True
-        loader.fallbacks = repository._fallbacks
         if problems and repository.options.models_must_load:
             repository.close()
             raise ModelsNotLoaded(problems)
@@ -219,7 +207,14 @@ class ModelRepository:
 
     def states(self) -> Sequence[ModelState]:
         """Every version that is known, in order: those that serve, those that do not, and why. For any thread."""
-        return sorted(self._states.copy().values())
+        unanswered = {(one.name, one.version): str(one) for one in self._unanswered}
+        found = sorted(self._states.copy().values())
+        return [
+            one._replace(reason="; ".join(filter(None, (one.reason, said))))
+            if one.state == "READY" and (said := unanswered.get((one.name, one.version)))
+            else one
+            for one in found
+        ]
 
     def _unknown(self, name: str) -> ModelNotFound:
         return ModelNotFound(f"no model {name[:64]!r} (there are: {_listed(self._snapshot.models)})")
@@ -266,11 +261,6 @@ class ModelRepository:
         if state is not None and state.state == "UNLOADING":
             self._set(key, "UNAVAILABLE", "unloaded")
 
-    def _fallbacks(self) -> dict[str, str]:
-        """Model -> the one that answers for it, of the newest versions."""
-        latest = [(name, model.checks) for name, model in self._snapshot.latest.items()]
-        return {name: checks.fallback_model for name, checks in latest if checks and checks.fallback_model}
-
     def close(self) -> None:
         """Give the worker threads back. A load in progress is left to itself."""
         self._closed = True
@@ -310,28 +300,48 @@ class ModelRepository:
         """Bring the folder up to date. Where that fails, what is there is what there is."""
         if self.fetch is not None:
             try:
-                await _in_thread(self.fetch)
+                await in_thread(self.fetch)
             except MirrorError as error:
                 _log.error("the models' folder is not up to date: %s", error)
                 return [Problem(str(self._loader.root), 0, "repository.mirror", str(error))]
         return []
 
     async def _refresh(self) -> Sequence[Problem]:
-        problems = await self._fetch()
+        fetched = await self._fetch()
         try:
-            there = await _in_thread(self._names)
+            there = await in_thread(self._names)
         except OSError as error:
-            return [*problems, *self._gone(str(error.strerror or error))]
-        for name in there:
-            if name not in self._unloaded:
-                problems += await self._change(name, explicit=False)
+            return [*fetched, *self._gone(str(error.strerror or error))]
+        wanted = [name for name in there if name not in self._unloaded]
+        problems = {name: await self._change(name, explicit=False) for name in wanted}
+        for _ in wanted:  # a model may come before the one that it falls back to
+            again = [name for name in wanted if self._may_be_answered(name)]
+            if not again:
+                break
+            problems |= {name: await self._change(name, explicit=False) for name in again}
+        found = [*fetched, *(problem for name in wanted for problem in problems[name])]
         gone = [name for name in self._serving if name not in there]
         if gone and not there:
-            return [*problems, *self._gone("there is no model in it")]
+            return [*found, *self._gone("there is no model in it")]
         for name in gone:
             _log.info("the files of model %s are gone: it serves no more", name)
             self._swap(name, {})
-        return problems
+        for name in {key[0] for key in (*self._states, *self._failed)} - {*there}:
+            self._forget(name)
+        folder = str(self._loader.root)
+        return [*found, *(Problem(folder, 0, "validation.fallback", str(one)) for one in self._unanswered)]
+
+    def _may_be_answered(self, name: str) -> bool:
+        """Whether a model was refused for a fallback, and something else serves since."""
+        return self._held.get(name, self._snapshot) is not self._snapshot
+
+    def _forget(self, name: str) -> None:
+        """The files of a model that does not serve are gone, and nobody asks why any more."""
+        self._held.pop(name, None)
+        for key in [key for key in self._failed if key[0] == name]:
+            del self._failed[key]
+        for key in [key for key, one in self._states.items() if key[0] == name and one.state != "UNLOADING"]:
+            del self._states[key]
 
     def _names(self) -> list[str]:
         """The folders in which there is something of a model, be it wrong."""
@@ -346,15 +356,19 @@ class ModelRepository:
     async def _change(self, name: str, *, explicit: bool) -> Sequence[Problem]:
         """Bring one model to what its folder says."""
         serving = self._serving.get(name, {})
-        failed = {} if explicit else {key[1]: memo for key, memo in self._failed.items() if key[0] == name}
+        known = {} if explicit or self._may_be_answered(name) else self._failed
+        failed = {key[1]: memo for key, memo in known.items() if key[0] == name}
+        others = [model for model in self if model.name != name]
         loop = asyncio.get_running_loop()
 
         def loading(version: int) -> None:
             if version not in serving:
                 loop.call_soon_threadsafe(self._set, (name, version), "LOADING", "")
 
-        outcome = await _in_thread(lambda: self._attempt(name, serving, failed, loading))
+        outcome = await in_thread(lambda: self._attempt(name, serving, failed, loading, others))
         if outcome is None:
+            if name not in self._serving:
+                self._forget(name)
             if explicit:
                 raise ModelNotFound(f"the repository has no folder of a model {name!r}")
             return ()
@@ -364,7 +378,7 @@ class ModelRepository:
             return ()
         if explicit:
             self._unloaded.discard(name)
-        self._swap(name, outcome.serving)
+        self._swap(name, outcome.serving, outcome.labels)
         self._remember(name, outcome)
         return outcome.problems
 
@@ -380,44 +394,52 @@ class ModelRepository:
             if outcome is not None:
                 if outcome.serving:
                     self._serving[name] = outcome.serving
+                    self._labels[name] = outcome.labels or {}
                 self._remember(name, outcome, said=self.options.models_must_load)
                 problems += outcome.problems
         if not self._serving and not problems:
             problems.append(Problem(str(self._loader.root), 0, "models", f"no model here: expected <name>/{_EXPECTED}"))
         self._snapshot = self._taken()
+        self._unanswered = fallbacks.problems(self)
         return problems
 
     # ── Loads: in a thread, with nothing of the repository but what they are given ──────────────────────────────────
 
     def _attempt(
-        self, name: str, serving: Mapping[int, _Serving], failed: _Memos, loading: Callable[[int], None]
-    ) -> _Outcome | None:
+        self,
+        name: str,
+        serving: Mapping[int, Serving],
+        failed: Memos,
+        loading: Callable[[int], None],
+        others: Sequence[Model] = (),
+    ) -> Outcome | None:
         """Load what is new or changed of a model, but what is in `failed` and unchanged. None: no such folder."""
         stamp: Stamp = ()
+        reason: Reason = "manifest"
         try:
             entry = layout.look(self._loader.root, name)
             if entry is None:
                 return None
             stamp = entry.whole_stamp
-            memo = failed.get(_WHOLE)
+            memo = failed.get(WHOLE)
             if memo is not None and memo[0] == stamp:
-                return _Outcome(serving, {_WHOLE: memo}, (), (), 0)
+                return Outcome(serving, {WHOLE: memo}, (), (), ())
             described = self._loader.describe(entry)
         except ConfigError as error:
             problems: Sequence[Problem] = error.problems
         except (Refused, OSError) as error:
-            problems = [Problem(str(self._loader.root / name), 0, "", str(error))]
+            problems, reason = [Problem(str(self._loader.root / name), 0, "", str(error))], "file"
         else:
-            return _Reload(self._loader, described, serving, failed, loading).outcome()
+            return Reload(self._loader, described, serving, failed, loading, others=others).outcome()
         memo = (stamp, "; ".join(map(str, problems)))
-        if failed.get(_WHOLE) == memo:  # it has been said
-            return _Outcome(serving, {_WHOLE: memo}, (), (), 0)
-        return _Outcome(serving, {_WHOLE: memo}, problems, (), 1)
+        if failed.get(WHOLE) == memo:  # it has been said
+            return Outcome(serving, {WHOLE: memo}, (), (), ())
+        return Outcome(serving, {WHOLE: memo}, problems, (), (reason,))
 
     # ── On the loop ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _swap(self, name: str, serving: Mapping[int, _Serving]) -> None:
-        """The moment of the change."""
+    def _swap(self, name: str, serving: Mapping[int, Serving], labels: Mapping[str, int] | None = None) -> None:
+        """The moment of the change. Without new `labels` those that there are stay, while something serves."""
         before = self._serving.get(name, {})
         added = [new.model for version, new in serving.items() if before.get(version) is not new]
         removed = [old.model for version, old in before.items() if serving.get(version) is not old]
@@ -425,9 +447,12 @@ class ModelRepository:
             return
         if serving:
             self._serving[name] = serving
+            self._labels[name] = self._labels.get(name, {}) if labels is None else labels
         else:
             self._serving.pop(name, None)
+            self._labels.pop(name, None)
         self._snapshot = self._taken()
+        self._look_for_fallbacks()
         for model in removed:
             self._set((name, model.version), "UNLOADING", "answers what it took in")
         swap = Swap(added, removed)
@@ -437,14 +462,24 @@ class ModelRepository:
             except Exception:  # noqa: BLE001 - the others have to hear of it too
                 _log.exception("somebody who was told of a swap of model %s failed", name)
 
-    def _taken(self) -> _Snapshot:
-        return _Snapshot(
-            {name: {version: one.model for version, one in found.items()} for name, found in self._serving.items()}
-        )
+    def _look_for_fallbacks(self) -> None:
+        """Say which models have none any more. A load does not do that; to take a model away may."""
+        before, self._unanswered = self._unanswered, fallbacks.problems(self)
+        for one in self._unanswered:
+            if one not in before:
+                _log.error("%s", one)
 
-    def _remember(self, name: str, outcome: _Outcome, *, said: bool = False) -> None:
+    def _taken(self) -> _Snapshot:
+        models = {name: {version: one.model for version, one in found.items()} for name, found in self._serving.items()}
+        return _Snapshot(models, self._labels)
+
+    def _remember(self, name: str, outcome: Outcome, *, said: bool = False) -> None:
         """Count, log and keep what became of a model, so that what failed is not tried again unchanged."""
-        self.counts.add(outcome)
+        self.counts.add(name, outcome)
+        if outcome.held:
+            self._held[name] = self._snapshot
+        elif outcome.failed_now or not outcome.failed:
+            self._held.pop(name, None)
         for model in outcome.fresh:
             facts = model.facts
             _log.info("loaded %s/%d in %.3f s: %s", name, model.version, facts.loaded_s, model.runner.cost)
@@ -471,122 +506,7 @@ class ModelRepository:
             self._states[key] = ModelState(*key, state, reason, time.time())
 
 
-class _Reload:
-    """One pass over the versions of a model that has a description."""
-
-    def __init__(
-        self,
-        loader: Loader,
-        described: Description,
-        before: Mapping[int, _Serving],
-        failed_before: _Memos,
-        loading: Callable[[int], None],
-    ) -> None:
-        self.loader = loader
-        self.described = described
-        self.before = before
-        self.failed_before = failed_before
-        self.loading = loading
-        self.fresh: list[Model] = []
-        self.failed: dict[int, tuple[Stamp, str]] = {}
-        self.failed_now = 0
-        self.problems: list[Problem] = described.problems()
-        if self.problems:
-            self.failed[_WHOLE] = (described.entry.whole_stamp, "; ".join(map(str, self.problems)))
-            self.failed_now = 1
-
-    def outcome(self) -> _Outcome:
-        """Load what has to be loaded, and decide what serves."""
-        serving: dict[int, _Serving] = {}
-        for version in self.described.versions:
-            one = self._unchanged(version) or self._load(version)
-            if one is not None:
-                serving[version] = one
-        problems = sorted(self.problems, key=lambda problem: (problem.file, problem.line))
-        if self._refuses_all():
-            for model in self.fresh:
-                model.runner.close()
-            return _Outcome(self.before, self.failed, problems, (), self.failed_now)
-        if self.failed:
-            # What failed has taken nothing away, not even a version that the policy has no place for any more.
-            serving = {**self.before, **serving}
-        return _Outcome(serving, self.failed, problems, self.fresh, self.failed_now)
-
-    def _unchanged(self, version: int) -> _Serving | None:
-        old = self.before.get(version)
-        entry = self.described.entry
-        same = old is not None and (old.description, old.files) == (entry.stamp, entry.versions[version].stamp)
-        return old if same else None
-
-    def _load(self, version: int) -> _Serving | None:
-        entry = self.described.entry
-        found = entry.versions[version]
-        stamp = (*entry.stamp, *found.stamp)
-        memo = self.failed_before.get(version)
-        if memo is not None and memo[0] == stamp:
-            self.failed[version] = memo
-            return None
-        self.loading(version)
-        try:
-            model = self.loader.load(self.described, version)
-        except ConfigError as error:
-            problems: Sequence[Problem] = error.problems
-        except Exception as error:  # noqa: BLE001 - whatever a graph does to us, what serves goes on
-            _log.exception("loading %s/%d failed", entry.name, version)
-            problems = [Problem(str(found.path), 0, "", f"{type(error).__name__}: {error}")]
-        else:
-            self.fresh.append(model)
-            return _Serving(model, entry.stamp, found.stamp)
-        self.problems += problems
-        self.failed[version] = (stamp, "; ".join(map(str, problems)))
-        self.failed_now += 1
-        return None
-
-    def _refuses_all(self) -> bool:
-        """A description that is wrong, or has changed and does not go with a version that serves or has a label."""
-        if _WHOLE in self.failed:
-            return True
-        changed = any(old.description != self.described.entry.stamp for old in self.before.values())
-        needed = {*self.before, *self.described.labels.values()}
-        return changed and not needed.isdisjoint(self.failed)
-
-
 _Change: TypeAlias = Coroutine[Any, Any, Sequence[Problem]]
-
-
-async def _in_thread(work: Callable[[], _Result]) -> _Result:
-    """Run `work` in a thread of its own, which nobody waits for when the process ends."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[_Result] = loop.create_future()
-
-    def tell(result: _Result | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is None:
-            future.set_result(result)  # type: ignore[arg-type]  # without an error there is a result
-        else:
-            future.set_exception(error)
-
-    def run() -> None:
-        _step_back()
-        result, failure = None, None
-        try:
-            result = work()
-        except BaseException as error:  # noqa: BLE001 - it is raised again where it is waited for
-            failure = error
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(tell, result, failure)
-
-    threading.Thread(target=run, name="headrace-load", daemon=True).start()
-    return await future
-
-
-def _step_back() -> None:
-    """Give way to the loop's thread where both want the same core. On Linux a thread has a niceness of its own."""
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):
-            thread = threading.get_native_id()
-            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS)
 
 
 def _checked(name: str) -> None:

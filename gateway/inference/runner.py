@@ -46,6 +46,7 @@ class Runner:
         "_running",
         "_runs",
         "_sizes",
+        "_steady",
         "_threaded",
         "_whole_rows_max",
         "batch_rows_max",
@@ -67,8 +68,12 @@ class Runner:
         execution: Execution | None = None,
         *,
         fixed_rows: int | None = None,
+        steady: bool = True,
     ) -> None:
-        """`cost` is what a trial found, `fixed_rows` the graph's first dimension where it is a number."""
+        """`cost` is what a trial found, `fixed_rows` the graph's first dimension where it is a number.
+
+        The runs of a graph that is not `steady` may take any time, so they all go to a thread.
+        """
         self.session = session
         self.cost = cost
         self.execution = execution or Execution()
@@ -92,13 +97,14 @@ class Runner:
             rows = fixed_rows * max(1, min(int(runs), self.execution.max_batch_rows // fixed_rows))
             self.batch_rows_max = rows
         self._whole_rows_max = 0 if self._sizes.warm_ups else self._sizes.rows_max
+        self._steady = steady
         self._threaded = False
         self._running = 0
         self._runs = 0
         self._executor: ThreadPoolExecutor | None = None
 
     def __repr__(self) -> str:
-        where = "threaded" if self._threaded else "inline"
+        where = "threaded" if self._threaded or not self._steady else "inline"
         return f"<Runner {self._running} of {self._instances} running, {where}, {self._sizes} {self.cost}>"
 
     def run(
@@ -115,6 +121,7 @@ class Runner:
         Inputs that are `whole` have no rows to be cut or padded, and count as one. Where the size of a row is not
         `steady`, nothing is known of what the run will take: it goes to a thread.
         """
+        steady = steady and self._steady
         predicted_s = self.cost.predict(rows)
         limit_s = self.inline_max_s * 0.75 if self._threaded else self.inline_max_s
         self._threaded = predicted_s > limit_s or not steady

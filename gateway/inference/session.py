@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnxruntime
 
+from gateway.inference.batching import by_rows, shapes
 from gateway.inference.binding import CUDA, DeviceRuns
 from gateway.inference.faults import explained, is_for_option, shortened
 from gateway.inference.placement import SWITCH, Placement
@@ -59,6 +59,10 @@ _DTYPES = {
 
 class SessionError(Exception):
     """A graph that cannot be loaded or does not behave; the message says why and what to do."""
+
+
+class WrongRows(SessionError):
+    """An output has not one entry for each row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,19 +156,20 @@ class Session:
     def try_out(self, inputs: Mapping[str, Array], rows: int) -> float:
         """Run once to warm up and some more times to measure; check that every output has one entry per row.
 
-        Returns the CPU seconds of the shortest run.
+        Returns the CPU seconds of the shortest run. Raises SessionError, and `WrongRows` for what an output is.
         """
         try:
             outputs = self.run(inputs)
-            seconds = min(self._timed(inputs) for _ in range(_TRIAL_RUNS))
+            wrong = not by_rows(outputs, rows)
+            seconds = 0.0 if wrong else min(self._timed(inputs) for _ in range(_TRIAL_RUNS))
         except Exception as error:
             raise SessionError(f"a trial run of {rows} rows raises {explained(str(error))}") from error
-        for spec, output in zip(self.signature.outputs, outputs, strict=True):
-            if np.shape(output)[:1] != (rows,):
-                raise SessionError(
-                    f"output {spec.name} has the shape {list(np.shape(output))} for {rows} rows; "
-                    "its first dimension must be the rows"
-                )
+        if wrong:
+            at = next(index for index, output in enumerate(outputs) if not by_rows([output], rows))
+            raise WrongRows(
+                f"output {self._outputs[at]} has the shape {shapes([outputs[at]])} for {rows} rows; "
+                "its first dimension must be the rows"
+            )
         return seconds
 
     def _timed(self, inputs: Mapping[str, Array]) -> float:
@@ -280,7 +285,8 @@ def _spec(node: "onnxruntime.NodeArg") -> TensorSpec:
     dtype = _DTYPES.get(node.type)
     if dtype is None:
         raise SessionError(f"{node.name} is a {node.type}, only tensors can be served; {_advice(node.type)}")
-    return TensorSpec(node.name, dtype, tuple(size if isinstance(size, int) else None for size in node.shape))
+    shape = tuple(size if isinstance(size, int) else None for size in node.shape)
+    return TensorSpec(node.name, dtype, shape, tuple(size if isinstance(size, str) else "" for size in node.shape))
 
 
 def _advice(kind: str) -> str:

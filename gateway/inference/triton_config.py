@@ -5,6 +5,7 @@ instance_group.count, model_warmup. What would change answers if it were left ou
 set is named in a warning: nothing is ignored in silence. A field that the schema has not is an error with its line.
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,6 +40,9 @@ DTYPES = {
 INSTANCES_MAX = 64
 WARMUP_RUNS_MAX = 1_000
 """Of one model_warmup entry."""
+WARMUPS_MAX = 100
+WARMUP_BYTES_MAX = 128 << 20
+"""Of the arrays of one model_warmup entry."""
 CONFIG_BYTES_MAX = 1 << 20
 
 _PLATFORMS = {"", "onnxruntime_onnx"}
@@ -153,7 +157,7 @@ class TritonConfig:
         match told.WhichOneof("input_data_type"):
             case "random_data":
                 # From a fixed seed: a warm-up is the same each time.
-                return np.random.default_rng(0).integers(0, 2, shape).astype(dtype)
+                return np.random.default_rng(0).integers(0, 2, shape, np.int8).astype(dtype)
             case "input_data_file":
                 return self._from_file(where, folder / "warmup", told.input_data_file, np.zeros(shape, dtype))
             case _:
@@ -163,14 +167,17 @@ class TritonConfig:
         path = folder / name
         if folder.resolve() not in path.resolve().parents:
             raise self._wrong(f"{where}: input_data_file {name!r} lies outside the model's folder warmup/")
+        if path.exists() and not path.is_file():
+            raise self._wrong(f"{where}: {path} is no regular file")
         try:
-            values = np.fromfile(path, like.dtype)
+            values = np.fromfile(path, like.dtype, count=like.size + 1)
         except OSError as error:
             raise self._wrong(f"{where}: {path} cannot be read: {error.strerror}") from error
         if self.max_batch_size != 0 and values.size * len(like) == like.size:
             values = np.tile(values, len(like))  # the file has one request, as Triton's have
         if values.size != like.size:
-            raise self._wrong(f"{where}: {path} has {values.size} values, {list(like.shape)} takes {like.size}")
+            has = str(values.size) if values.size < like.size else "more"
+            raise self._wrong(f"{where}: {path} has {has} values, {list(like.shape)} takes {like.size}")
         return values.reshape(like.shape)
 
     def _wrong(self, message: str) -> ConfigError:
@@ -222,9 +229,23 @@ def _wrong(message: pb.ModelConfig, name: str) -> Iterator[tuple[str, str]]:
     policy = message.version_policy
     if policy.WhichOneof("policy_choice") == "specific" and not policy.specific.versions:
         yield "version_policy", "is specific and names no version; nothing would serve"
+    if len(message.model_warmup) > WARMUPS_MAX:
+        yield "model_warmup", f"has {len(message.model_warmup)} entries; there may be {WARMUPS_MAX}"
+    for warmup in message.model_warmup:
+        if (size := _warmup_bytes(warmup)) > WARMUP_BYTES_MAX:
+            said = f"takes {size:,} bytes of inputs; there may be {WARMUP_BYTES_MAX >> 20} MiB"
+            yield "model_warmup", f"{warmup.name or 'warmup'} {said}: make batch_size or dims smaller"
     yield from _refused(message, "")
     for tensor in tensors:
         yield from _refused(tensor, f" for {tensor.name}")
+
+
+def _warmup_bytes(warmup: "pb.ModelWarmup") -> int:
+    """What its arrays take; a string counts as the reference to it."""
+    dtypes = [DTYPES.get(told.data_type, "string") for told in warmup.inputs.values()]
+    each = [np.dtype(object if dtype == "string" else dtype).itemsize for dtype in dtypes]
+    counts = [math.prod(max(size, 1) for size in told.dims) for told in warmup.inputs.values()]
+    return max(warmup.batch_size, 1) * sum(count * size for count, size in zip(counts, each, strict=True))
 
 
 def _refused(message: Message, owner: str) -> Iterator[tuple[str, str]]:

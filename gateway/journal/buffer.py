@@ -15,7 +15,7 @@ class Offer(NamedTuple):
     """One thing to keep."""
 
     schema: JournalSchema | None
-    """None for a failure."""
+    """None for a failure whose request was bound to no model."""
     what: Served | Failed
     size: int
     """About how many bytes it holds in memory."""

@@ -182,13 +182,17 @@ class _Tensor(NamedTuple):
     name: str
     datatype: str
     values: list[Any]
+    shapes: list[list[int]] | None
+    """Of each row, where rows have no fixed size."""
+    batched: bool
 
     def of(self, first: int, end: int) -> dict[str, Any]:
         """Its rows, as the Open Inference Protocol writes a tensor in JSON: flat, row by row."""
         rows = self.values[first:end]
         shape = [end - first]
         if rows and isinstance(rows[0], list):
-            shape.append(len(rows[0]))
+            own = [len(rows[0])] if self.shapes is None else self.shapes[first]
+            shape = [*shape, *own] if self.batched else own
             rows = [value for row in rows for value in row or ()]
         return {"name": self.name, "shape": shape, "datatype": self.datatype, "data": rows}
 
@@ -198,7 +202,8 @@ def _tensors(batch: pa.RecordBatch, schema: JournalSchema) -> tuple[list[_Tensor
     names = set(batch.schema.names)
 
     def tensor(column: str, name: str, element: str) -> _Tensor:
-        return _Tensor(name, _DATATYPES.get(element, "BYTES"), plain(batch.column(column)))
+        shapes = batch.column(f"shape.{column}").to_pylist() if f"shape.{column}" in names else None
+        return _Tensor(name, _DATATYPES.get(element, "BYTES"), plain(batch.column(column)), shapes, schema.batched)
 
     asked = [(f"entity.{name}", name, kind) for name, kind in schema.entities.items()]
     asked += [(f"f.{column.name}", column.name, column.element) for column in schema.columns]

@@ -12,16 +12,20 @@ Invariants
 - Who reads under the lock `compaction/reading` sees no step 3 half done.
 - One process compacts a journal at a time; the lock ends with it.
 - The disk keeps `free_bytes_min` free: without room the oldest Parquet files go first, then nothing is written.
+- The oldest go before the writers run out of room: what they may write until the next pass is kept free.
+- A file goes by age only where its day and its own time are both old, so that a clock that was wrong loses nothing.
 """
 
+import errno
 import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote
@@ -48,8 +52,19 @@ ROW_GROUP_BYTES = 32 * 1024 * 1024
 _TIME_MAX_MS = 253_402_300_800_000
 """The year 10000. Times that are beyond, or before 1970, are damaged; their rows are kept under 1970-01-01."""
 _DAMAGE = (BadSegment, pa.ArrowException, ValueError, OverflowError)
+_DAY_S = 86_400
+_FRESH_S = 60.0
+"""How long a segment may be without a lock after it was made."""
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES)
 _WORK = "compaction"
 _TMP = ".tmp"
+_READERS_WAIT_S = 5.0
+"""How long a pass waits for who reads; the next one goes on."""
+_READERS_LOOK_S = 0.05
+
+
+class _Reading(Exception):
+    """Somebody reads for so long that step 3 is left to the next pass."""
 
 
 @dataclass(slots=True)
@@ -69,7 +84,8 @@ class Compacted:
     deleted_files: int = 0
     deleted_bytes: int = 0
     stopped: str = ""
-    """Why not all was compacted: `busy` (another process does it), `disk_full`, `quota`; empty when all was."""
+    """Why not all was compacted: `busy` (another process does it), `readers` (somebody holds the reading lock),
+    `disk_full`, `quota`; empty when all was."""
 
 
 def compact(
@@ -95,33 +111,40 @@ def compact(
         if not ours:
             done.stopped = "busy"
             return done
-        _finish_earlier(root, done)
-        alive()
-        retain(options, now_s=now_s, done=done)
-        groups = [*_groups(root, done)]
-        total = sum(map(len, groups))
-        for group in groups:
-            if not _has_room(options, group, done):
-                break
-            _compact_group(root, group, named, done, alive)
-            if progress is not None:
-                progress(done.segments, total)
+        try:
+            _finish_earlier(root, done, alive)
+            alive()
+            retain(options, now_s=now_s, done=done)
+            _sweep(root, now_s)
+            groups = [*_groups(root)]
+            total = sum(map(len, groups))
+            for group in groups:
+                if not _has_room(options, group, done):
+                    break
+                _compact_group(root, group, named, done, alive)
+                if progress is not None:
+                    progress(done.segments, total)
+        except _Reading:
+            done.stopped = "readers"
         retain(options, now_s=now_s, done=done)
     return done
 
 
 def retain(options: JournalOptions, *, now_s: float, done: Compacted) -> None:
-    """Delete what is older than `keep_days`, then the oldest until the journal is within `disk_bytes_max`."""
-    root = options.path
-    files = sorted(_parquet(root), key=lambda path: (_date_of(path), path.name))
+    """Delete what is older than `keep_days`, then the oldest until the writers have room for their next segments."""
+    root, reserve = options.path, options.reserve_bytes
+    files = _oldest_first(root)
     if options.keep_days:
-        first = (datetime.fromtimestamp(now_s, UTC) - timedelta(days=options.keep_days)).date().isoformat()
-        for path in [path for path in files if _date_of(path) < first]:
+        oldest_s = now_s - options.keep_days * _DAY_S
+        first = datetime.fromtimestamp(oldest_s, UTC).date().isoformat()
+        for path in [path for path in files if _date_of(path) < first and _changed_s(path) < oldest_s]:
             files.remove(path)
             _delete(path, done)
     _publish(root, files)
     used = used_bytes(root)
-    while files and used > options.disk_bytes_max:
+    while files and (
+        used + reserve > options.disk_bytes_max or shutil.disk_usage(root).free < options.free_bytes_min + reserve
+    ):
         used -= size_of(files[0])
         _delete(files.pop(0), done)
     _publish(root, files)
@@ -130,7 +153,7 @@ def retain(options: JournalOptions, *, now_s: float, done: Compacted) -> None:
 def _has_room(options: JournalOptions, group: Sequence[Path], done: Compacted) -> bool:
     """Whether the group may be written: it takes its own size once more at most. Deletes the oldest files for it."""
     needed = sum(map(size_of, group))
-    files = sorted(_parquet(options.path), key=lambda path: (_date_of(path), path.name))
+    files = _oldest_first(options.path)
     while shutil.disk_usage(options.path).free - needed < options.free_bytes_min:
         if not files:
             done.stopped = "disk_full"
@@ -140,9 +163,8 @@ def _has_room(options: JournalOptions, group: Sequence[Path], done: Compacted) -
     return True
 
 
-def _groups(root: Path, done: Compacted) -> Iterator[list[Path]]:
+def _groups(root: Path) -> Iterator[list[Path]]:
     """Closed segments of one folder each, oldest first, up to `GROUP_BYTES`."""
-    _sweep(root)
     by_folder: dict[Path, list[Path]] = {}
     for path in [*segments(root), *failures(root)]:
         with suppress(FileNotFoundError):
@@ -191,7 +213,7 @@ def _compact_group(
         "sinks": list(sinks),
     }
     _write_whole(manifest, json.dumps(named))
-    _finish(root, manifest)
+    _finish(root, manifest, alive)
     done.rows += rows
     done.segments += len(taken)
     done.files += len(made)
@@ -283,10 +305,10 @@ def partition(root: Path, arrow: pa.Schema) -> Path:
         return root / "parquet-failures"
 
 
-def _finish_earlier(root: Path, done: Compacted) -> None:
+def _finish_earlier(root: Path, done: Compacted, alive: Callable[[], None]) -> None:
     """What a compactor that died has decided is done; what it had not decided is undone."""
     for manifest in sorted((root / _WORK).glob("*.json")):
-        _finish(root, manifest)
+        _finish(root, manifest, alive)
         done.repeated += 1
     for folder in ("parquet", "parquet-failures"):
         for tmp in (root / folder).rglob(f".*{_TMP}"):
@@ -295,10 +317,25 @@ def _finish_earlier(root: Path, done: Compacted) -> None:
         tmp.unlink(missing_ok=True)
 
 
-def _finish(root: Path, manifest: Path) -> None:
+@contextmanager
+def _without_readers(root: Path, alive: Callable[[], None]) -> Iterator[None]:
+    """Hold the reading lock alone. Raises `_Reading` where that cannot be had soon."""
+    give_up_at = time.monotonic() + _READERS_WAIT_S
+    while True:
+        with locked(reading_lock(root), wait=False) as ours:
+            if ours:
+                yield
+                return
+        alive()
+        if time.monotonic() >= give_up_at:
+            raise _Reading
+        time.sleep(_READERS_LOOK_S)
+
+
+def _finish(root: Path, manifest: Path, alive: Callable[[], None]) -> None:
     """Step 3. Whatever of it is done already is left as it is."""
     named = json.loads(manifest.read_text())
-    with locked(reading_lock(root)):
+    with _without_readers(root, alive):
         for tmp, final in named["files"]:
             with suppress(FileNotFoundError):
                 os.replace(root / tmp, root / final)
@@ -329,12 +366,29 @@ def reading_lock(root: Path) -> Path:
 
 
 def _hand_over(root: Path, path: Path, sink: str) -> None:
-    """Give a segment to a sink: another name for the same file, in the sink's own folder."""
+    """Give a segment to a sink: another name for the same file, in the sink's own folder; a copy where the file system
+    knows no second names."""
     folder = root / "spill" / sink
     folder.mkdir(parents=True, exist_ok=True)
     stem = path.parent.relative_to(root).as_posix().replace("/", "~")
+    given = folder / f"{path.stem}~{stem}{path.suffix}"
     with suppress(FileExistsError, FileNotFoundError):
-        os.link(path, folder / f"{path.stem}~{stem}{path.suffix}")
+        try:
+            os.link(path, given)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if not given.exists():
+                _copy(path, given)
+
+
+def _copy(path: Path, given: Path) -> None:
+    """A whole copy or none."""
+    tmp = given.with_name(f".{given.name}{_TMP}")
+    shutil.copyfile(path, tmp)
+    with tmp.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(tmp, given)
 
 
 def _put_aside(root: Path, path: Path) -> None:
@@ -343,11 +397,11 @@ def _put_aside(root: Path, path: Path) -> None:
     os.replace(path, root / "bad" / f"{path.parent.name}-{path.name}")
 
 
-def _sweep(root: Path) -> None:
-    """Segments whose writer died before they had a schema."""
+def _sweep(root: Path, now_s: float) -> None:
+    """Segments whose writer died before they had a schema. One that was made just now may not be locked yet."""
     for path in [*(root / "segments").glob(f"*/*/.*{NEW}"), *(root / "failures").glob(f".*{NEW}")]:
         with suppress(FileNotFoundError):
-            if not is_locked(path):
+            if _changed_s(path) < now_s - _FRESH_S and not is_locked(path):
                 path.unlink()
 
 
@@ -363,6 +417,18 @@ def _write_whole(path: Path, text: str) -> None:
 
 def _parquet(root: Path) -> list[Path]:
     return [*(root / "parquet").glob("model=*/date=*/*.parquet"), *(root / "parquet-failures").glob("date=*/*.parquet")]
+
+
+def _oldest_first(root: Path) -> list[Path]:
+    return sorted(_parquet(root), key=lambda path: (_date_of(path), path.name))
+
+
+def _changed_s(path: Path) -> float:
+    """When a file was written; that of one that is gone is now, and nothing is done with it."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def _date_of(path: Path) -> str:

@@ -7,7 +7,8 @@
 
 Invariants
 - Nothing here waits or raises: what has no room is dropped and counted, or refused.
-- An offer keeps references, nothing is copied on the loop; `buffer_bytes_max` bounds what they hold.
+- An offer keeps references, nothing is copied on the loop; `buffer_bytes_max` bounds what they hold. Who offers what
+  has been answered lets go of what came over the wire first; of a commit it is counted.
 """
 
 import asyncio
@@ -23,12 +24,17 @@ from gateway.journal.options import JournalOptions
 from gateway.journal.schema import JournalSchema
 from gateway.journal.writer import Settled, Writer
 from gateway.records.errors import Overloaded, Unavailable
+from gateway.records.request import Array
 from gateway.records.served import Failed, Served
 
 _REQUEST_BYTES = 1024
-"""About what a request holds, with its call, its ids and its payload."""
+"""About what a request holds, with its call and its id."""
 _RUN_BYTES = 2048
 """About what the objects around the arrays of a run take."""
+_ID_BYTES = 64
+"""About what an id, or another short text, takes."""
+FAILURES_PER_S = 2000
+"""Failures that are kept of a second. Where everything is refused, to keep it all would cost more than to answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +46,8 @@ class JournalState:
     bytes: int
     failures: int
     dropped: dict[str, int]
-    """Rows that were not written, by reason: `buffer` (offered faster than written), `disk_full`, `quota`, `disk` (not
-    writable), `failed` (a bug of ours), `closed`."""
+    """Rows that were not written, by reason: `buffer` (offered faster than written), `failures` (more than are kept of
+    a second), `disk_full`, `quota`, `disk` (not writable), `failed` (a bug of ours), `closed`."""
     pending_bytes: int
     commits_waiting: int
     syncs: int
@@ -69,7 +75,11 @@ class Journal:
         self._writer = Writer(options, self._buffer, self._hand_back, monotonic=monotonic, wall_s=wall_s)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._open = False
-        self._dropped = {"buffer": 0, "closed": 0}
+        self._dropped = {"buffer": 0, "closed": 0, "failures": 0}
+        self._monotonic = monotonic
+        self._second = float("-inf")
+        self._failures = 0
+        """Failures that were offered in this second."""
 
     async def __aenter__(self) -> "Journal":
         self._loop = asyncio.get_running_loop()
@@ -95,10 +105,6 @@ class Journal:
         """The writer runs, and what was offered last is written."""
         return self._writer.alive and not self._writer.written.error
 
-    def register(self, schema: JournalSchema) -> None:
-        """Say that a model serves, so that the ids of its failures have their names."""
-        self._writer.schemas[schema.model] = schema
-
     def forget(self, schema: JournalSchema) -> None:
         """The model serves no more."""
         self._writer.forget(schema)
@@ -111,12 +117,23 @@ class Journal:
         self._count_drop(rows)
         return False
 
-    def fail(self, failed: Failed) -> bool:
-        """Keep a request that got an error. False when it was dropped, and counted; True when none are kept."""
+    def fail(self, failed: Failed, schema: JournalSchema | None = None) -> bool:
+        """Keep a request that got an error. False when it was dropped, and counted; True when none are kept.
+
+        `schema` is that of the model that the request is bound to: it says what its ids are. Without one, none are
+        written.
+        """
         if not self.options.failures:
             return True
+        now = self._monotonic()
+        if now - self._second >= 1:
+            self._second, self._failures = now, 0
+        self._failures += 1
+        if self._failures > FAILURES_PER_S:
+            self._dropped["failures"] += 1
+            return False
         size = _REQUEST_BYTES + len(failed.message)
-        if self._open and self._buffer.put(Offer(None, failed, size, 1, None)):
+        if self._open and self._buffer.put(Offer(schema, failed, size, 1, None)):
             return True
         self._count_drop(1)
         return False
@@ -129,6 +146,7 @@ class Journal:
         `DeadlinePassed` when the caller's time is over first.
         """
         rows, size = _size_of(schema, served)
+        size += sum([_payload_bytes(request.caller) for request in served.requests])
         commit = Commit(served.requests, done)
         if not self._open:
             self._count_drop(rows)
@@ -175,7 +193,22 @@ def _size_of(schema: JournalSchema, served: Served) -> tuple[int, int]:
     """The rows of a run, and about how many bytes it holds."""
     rows = len(served.outputs[0]) if schema.batched else len(served.requests)
     if schema.row_bytes is not None:
-        size = rows * schema.row_bytes
+        size = rows * (schema.row_bytes + _ID_BYTES * len(schema.entities))
     else:
-        size = sum([array.nbytes for array in [*served.assembled.inputs.values(), *served.outputs]])
+        inputs = [array.nbytes for array in served.assembled.inputs.values()]
+        size = 2 * sum(inputs) + sum([array.nbytes for array in served.outputs])  # the requests have them too
+    if schema.texts:
+        assembled = served.assembled
+        arrays = [*(assembled.context or assembled.inputs.values()), *served.outputs]
+        size += sum([_text_bytes(array) for array in arrays if array.dtype.hasobject])
     return rows, size + len(served.requests) * _REQUEST_BYTES + _RUN_BYTES
+
+
+def _text_bytes(array: Array) -> int:
+    """About what texts take: their characters, and what each has around it."""
+    return array.size * _ID_BYTES + sum(map(len, array.ravel().tolist()))
+
+
+def _payload_bytes(caller: object) -> int:
+    """What came over the wire, where the caller has it, or the call that it stands for."""
+    return len(getattr(getattr(caller, "call", caller), "payload", b""))

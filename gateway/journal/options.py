@@ -45,12 +45,13 @@ class JournalOptions:
     pii_salt: str = field(default="", repr=False)
     """The secret that hashes are made with, 8 to 64 bytes. The same salt gives the same hashes."""
     keep_days: int = 30
-    """Days after which Parquet files are deleted; 0 keeps them until the disk's bounds are reached."""
+    """Days after which Parquet files are deleted, by the day of their rows and by when they were written; 0 keeps them
+    until the disk's bounds are reached."""
     disk_bytes_max: int = 20 * 1024 * 1024 * 1024
-    """Size of the whole folder. The oldest files are deleted first; when that is not enough, records are dropped and
-    counted."""
+    """Size of the whole folder. The oldest files are deleted before it is reached; when that is not enough, records are
+    dropped and counted."""
     free_bytes_min: int = 1024 * 1024 * 1024
-    """Bytes of the disk that the journal leaves free for others."""
+    """Bytes of the disk that the journal leaves free for others. The oldest files are deleted before it is reached."""
     sinks: Mapping[str, SinkOptions] = field(default_factory=dict)
     """Where closed segments are delivered besides, by a name of your choice. The second process does it."""
 
@@ -73,6 +74,12 @@ class JournalOptions:
         least, most = SALT_BYTES
         if "hash" in self.pii.values() and not least <= len(self.pii_salt.encode()) <= most:
             raise ValueError(f"pii_salt must be {least} to {most} bytes where a column is hashed")
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What the compactor keeps free below `disk_bytes_max` and above `free_bytes_min` for what is written next."""
+        wanted = max(2 * self.segment_bytes_max, self.disk_bytes_max // 20)
+        return min(wanted, self.disk_bytes_max // 4)
 
     @property
     def redaction(self) -> Redaction:

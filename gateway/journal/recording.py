@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from operator import itemgetter
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from gateway.journal.schema import (
     CHANGED,
     FAILURES,
     PREDICTION_ID,
+    SHAPE,
     STAGES,
     TIME,
     JournalColumn,
@@ -39,6 +40,8 @@ from gateway.journal.schema import (
 from gateway.records.request import Array, Request
 from gateway.records.served import Failed, Served
 
+_EXACT_MAX = 2**53
+"""Up to here a double holds every integer."""
 ENTITIES_MAX = 100
 """Ids of each request column that a failure is written with."""
 
@@ -72,7 +75,7 @@ class Recorder:
         columns |= self._heads(served, of_requests, of_runs)
         keys = self._entities(served, of_requests, columns)
         for part in self._parts:
-            self._features(part, [part.of(one) for one in served], of_runs, columns)
+            self._features(part, [np.asarray(part.of(one)) for one in served], of_runs, columns)
         self._views(served, of_runs, columns)
         columns |= self._violations(served, of_runs)
         columns |= self._outputs(served, of_runs)
@@ -140,8 +143,12 @@ class Recorder:
         """Add the columns of one part."""
         if part.open_ended is not None:
             self._add(columns, f"f.{part.open_ended.name}", _lists(part.open_ended.element, arrays, of_runs))
+            if f"f.{part.open_ended.name}" in columns:
+                columns[f"shape.f.{part.open_ended.name}"] = _shapes(arrays, of_runs, self.schema.batched)
             return
         cells = _joined(arrays, of_runs)
+        if cells.shape[1] < part.width:
+            raise ValueError(f"a row has {cells.shape[1]} elements and not {part.width}")
         if part.plain:
             across = np.ascontiguousarray(cells[:, part.plain_index].T)
             whole = pa.py_buffer(across)
@@ -168,10 +175,12 @@ class Recorder:
         rows = int(of_runs.sum())
         if all(one.violations is None for one in served):
             return {
+                "verdict": _numbers(np.zeros(rows, np.uint8)),
                 "violations": _numbers(np.zeros(rows, np.uint32)),
                 "violated": pa.nulls(rows, pa.binary()),
                 "changed": _changed(rows, [], [], []),
             }
+        verdicts = np.zeros(rows, np.uint8)
         counts = np.zeros(rows, np.uint32)
         bits = np.zeros((rows, max(len(self._checked), 1)), np.bool_)
         places: list[npt.NDArray[np.int64]] = []
@@ -181,6 +190,7 @@ class Recorder:
         for one, length in zip(served, of_runs.tolist(), strict=True):
             if one.violations is not None:
                 span = slice(start, start + length)
+                verdicts[span] = one.violations.verdicts
                 counts[span] = one.violations.mask.sum(axis=1)
                 for number, name in enumerate(one.violations.columns):
                     if (bit := self._checked.get(name)) is not None:
@@ -194,6 +204,7 @@ class Recorder:
         packed = np.packbits(bits, axis=1, bitorder="little")
         masks = _fixed(packed).cast(pa.binary())
         return {
+            "verdict": _numbers(verdicts),
             "violations": _numbers(counts),
             "violated": _masked(masks, counts > 0),
             "changed": _changed(rows, places, which, raws),
@@ -203,51 +214,64 @@ class Recorder:
         columns = {}
         for index, spec in enumerate(self.schema.outputs):
             arrays = [np.asarray(one.outputs[index]) for one in served]
-            width = row_width(spec) if self.schema.batched else 0
+            width = row_width(spec, self.schema.batched)
             if width == 0:
                 columns[f"out.{spec.name}"] = _lists(spec.dtype, arrays, of_runs)
-            else:
-                columns[f"out.{spec.name}"] = _values(
-                    spec.dtype, _joined(arrays, of_runs), tensor_type(spec.dtype, width)
-                )
+                columns[f"shape.out.{spec.name}"] = _shapes(arrays, of_runs, self.schema.batched)
+                continue
+            cells = _joined(arrays, of_runs)
+            if cells.shape[1] != width:
+                raise ValueError(f"a row of output {spec.name} has {cells.shape[1]} elements and not {width}")
+            columns[f"out.{spec.name}"] = _values(spec.dtype, cells, tensor_type(spec.dtype, width))
         return columns
 
 
-def record_failures(
-    failed: Sequence[Failed], entities: Callable[[str], JournalSchema | None], redaction: Redaction
-) -> pa.RecordBatch:
-    """The batch of failures. `entities` gives the schema of a model, which says what its ids are called.
+def record_failures(failed: Sequence[tuple[Failed, JournalSchema | None]], redaction: Redaction) -> pa.RecordBatch:
+    """The batch of failures, each with the schema of the model that its request was bound to.
 
-    With a redaction, messages are left out: they quote what callers sent.
+    Without one no ids are written: what they are called, and what may be written of them, is not known. With a
+    redaction, messages are left out: they quote what callers sent.
     """
     quoted = not redaction.policies
+    every = [one for one, _ in failed]
     rows = {
-        "time": [one.at_ms for one in failed],
-        "request_id": [one.request_id or None for one in failed],
-        "model": [one.model for one in failed],
-        "code": [one.code for one in failed],
-        "message": [one.message if quoted else None for one in failed],
-        "entities": [_entities_json(one, entities(one.model), redaction) for one in failed],
+        "time": [one.at_ms for one in every],
+        "request_id": [one.request_id or None for one in every],
+        "model": [one.model for one in every],
+        "version": [one.version or None for one in every],
+        "variant": [one.variant or None for one in every],
+        "code": [one.code for one in every],
+        "message": [one.message if quoted else None for one in every],
+        "entities": _failed_entities(failed, redaction),
     }
     return pa.RecordBatch.from_arrays([pa.array(rows[one.name], one.type) for one in FAILURES], schema=FAILURES)
 
 
-def _entities_json(failed: Failed, schema: JournalSchema | None, redaction: Redaction) -> str | None:
-    if failed.request is None or schema is None:
-        return None
-    found = {}
-    for name, kind in schema.entities.items():
-        position, part = _binding_of(schema, name)
-        if position >= len(failed.request.ids):
-            continue
-        ids: list[Any] = list(failed.request.ids[position][:ENTITIES_MAX])
-        given = [one[part] for one in ids] if part is not None else ids
-        written = redacted(
-            pa.array(given, pa.int64() if kind == "int64" else pa.string()), redaction.of(name), redaction.salt
-        )
-        if written is not None:
-            found[name] = written.to_pylist()
-    return json.dumps(found)
+def _failed_entities(failed: Sequence[tuple[Failed, JournalSchema | None]], redaction: Redaction) -> list[str | None]:
+    """The first ids of each failure as JSON, made schema by schema."""
+    found: list[dict[str, list[Any]] | None] = [None] * len(failed)
+    places: dict[JournalSchema, list[int]] = {}
+    for place, (one, schema) in enumerate(failed):
+        if one.request is not None and schema is not None:
+            found[place] = {}
+            places.setdefault(schema, []).append(place)
+    for schema, some in places.items():
+        requests = [cast("Request", failed[place][0].request) for place in some]
+        for name, kind in schema.entities.items():
+            position, part = _binding_of(schema, name)
+            ids = [request.ids[position][:ENTITIES_MAX] for request in requests]
+            flat: list[Any] = [*chain.from_iterable(ids)]
+            if part is not None:
+                flat = [one[part] for one in flat]
+            kept = pa.array(flat, pa.int64() if kind == "int64" else pa.string())
+            written = redacted(kept, redaction.of(name), redaction.salt)
+            if written is None:
+                continue
+            texts, start = written.to_pylist(), 0
+            for place, of_one in zip(some, ids, strict=True):
+                found[place][name] = texts[start : start + len(of_one)]  # type: ignore[index]  # set above
+                start += len(of_one)
+    return [None if one is None else json.dumps(one) for one in found]
 
 
 class _Part:
@@ -256,6 +280,7 @@ class _Part:
     def __init__(self, kind: str, part: int, run: str, members: Sequence[JournalColumn]) -> None:
         self.of = _getter(kind, part, run)
         self.open_ended = members[0] if members[0].where.width == 0 else None
+        self.width = max(one.where.start + one.where.width for one in members)
         plain = [column for column in members if _is_plain(column)]
         self.plain = [(column, column_type(column)) for column in plain]
         self.plain_index = _index([column.where.start for column in plain])
@@ -311,7 +336,9 @@ def _ids_of(
 
 
 def _joined(arrays: Sequence[Array], of_runs: npt.NDArray[np.int64]) -> Array:
-    """All rows of a part as [rows, elements]."""
+    """All rows of a part as [rows, elements]. Raises ValueError where a run has not as many as its requests."""
+    if any(len(array) != rows for array, rows in zip(arrays, of_runs.tolist(), strict=True)):
+        raise ValueError("an array has not the rows of its run")
     joined = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
     return joined.reshape(int(of_runs.sum()), -1)
 
@@ -365,12 +392,21 @@ def _texts(flat: Array) -> pa.Array:
 
 
 def _lists(element: str, arrays: Sequence[Array], of_runs: npt.NDArray[np.int64]) -> pa.Array:
-    """Rows whose length is the same inside a run only."""
-    lengths = [array.size // rows for array, rows in zip(arrays, of_runs.tolist(), strict=True)]
+    """Rows whose length is the same inside a run only. Raises ValueError where a run does not divide into its rows."""
+    parts = [divmod(array.size, rows) for array, rows in zip(arrays, of_runs.tolist(), strict=True)]
+    if any(rest for _, rest in parts):
+        raise ValueError("an array has not the rows of its run")
+    lengths = [length for length, _ in parts]
     ends = np.zeros(int(of_runs.sum()) + 1, np.int64)
     np.cumsum(np.repeat(lengths, of_runs), out=ends[1:])
     values = pa.concat_arrays([_flat(element, array) for array in arrays])
     return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), values)
+
+
+def _shapes(arrays: Sequence[Array], of_runs: npt.NDArray[np.int64], batched: bool) -> pa.Array:
+    """The shape of each row; where there are no rows, of the whole."""
+    shapes = [array.shape[1:] if batched else array.shape for array in arrays]
+    return pa.array(shapes, SHAPE).take(pa.array(np.repeat(np.arange(len(shapes)), of_runs)))
 
 
 def _fixed(raw: npt.NDArray[np.uint8]) -> pa.Array:
@@ -394,7 +430,10 @@ def _nulls(valid: npt.NDArray[np.uint8], columns: int) -> pa.Array:
 def _changed(
     rows: int, places: Sequence[npt.NDArray[np.int64]], which: Sequence[int], raws: Sequence[Array]
 ) -> pa.Array:
-    """What policies changed: per row the bit of the column, and the value before; a vector has an entry per element."""
+    """What policies changed: per row the bit of the column, and the value before; a vector has an entry per element.
+
+    A number that a double cannot hold is there as text too.
+    """
     ends = np.zeros(rows + 1, np.int32)
     if not places:
         return pa.ListArray.from_arrays(pa.array(ends), pa.array([], CHANGED.value_type), type=CHANGED)
@@ -408,6 +447,7 @@ def _changed(
         columns.append(np.full(len(at) * width, column, np.int16))
         missing = len(at) * width - raw.size
         is_text = raw.dtype.kind in "OSU"
+        large = raw.dtype == np.int64 and raw.size > 0 and max(-int(raw.min()), int(raw.max())) > _EXACT_MAX
         numbers.append(
             pa.nulls(len(at) * width, pa.float64())
             if is_text or missing
@@ -415,7 +455,7 @@ def _changed(
         )
         texts.append(
             pa.array(_decoded(raw.reshape(-1)), pa.string())
-            if is_text and not missing
+            if (is_text or large) and not missing
             else pa.nulls(len(at) * width, pa.string())
         )
     flat = np.concatenate(where)

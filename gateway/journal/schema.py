@@ -35,6 +35,8 @@ _WIDER = {"uint8": "int16", "uint16": "int32", "uint32": "int64", "uint64": "flo
 _ARROW = {"float16": pa.float16(), "float32": pa.float32(), "float64": pa.float64(), "bool": pa.bool_()}
 _ARROW |= {f"{kind}{bits}": getattr(pa, f"{kind}{bits}")() for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 CHANGED = pa.list_(pa.struct([("column", pa.int16()), ("raw", pa.float64()), ("text", pa.string())]))
+SHAPE = pa.list_(pa.int32())
+"""Of a row, where a tensor's rows have no fixed size; of the whole tensor where it has no rows."""
 PREDICTION_ID = pa.binary(16)
 TIME = pa.timestamp("ms", tz="UTC")
 STAGES = ("wait_us", "assemble_us", "run_us", "reply_us")
@@ -101,9 +103,18 @@ class JournalSchema:
     """SHA-256 of the graph's file; empty where it was not told."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Module of a transform -> SHA-256 of its source."""
+    texts: bool = field(init=False)
+    """Some arrays of a run hold texts, whose sizes the arrays do not tell."""
     hash: str = field(init=False)
 
+    @property
+    def of_tensors(self) -> bool:
+        """Whether the callers sent the graph's own inputs: then nothing was stored, and nothing is context."""
+        return all(column.kind == "derived" for column in self.columns)
+
     def __post_init__(self) -> None:
+        elements = [*(column.element for column in self.columns), *(spec.dtype for spec in self.outputs)]
+        object.__setattr__(self, "texts", "string" in elements)
         digest = hashlib.blake2b(json.dumps(self.described(), sort_keys=True).encode(), digest_size=4)
         object.__setattr__(self, "hash", digest.hexdigest())
 
@@ -183,7 +194,11 @@ def schema_of(
     `checked` are the names that violations may have, where they are not just those of the columns. `graph_hash` and
     `sources` (`gateway.inference.pinned.sources_of`) let who replays the journal know that it has the same model.
     """
-    columns = tuple(_columns(plan)) if isinstance(plan, FeaturePlan) else tuple(map(_input, signature.inputs))
+    batched: bool = getattr(plan, "batched", True)
+    if isinstance(plan, FeaturePlan):
+        columns = tuple(_columns(plan))
+    else:
+        columns = tuple(_input(spec, batched) for spec in signature.inputs)
     bindings = tuple(
         JournalBinding(binding.alias, binding.ref, binding.view.fingerprint, binding.keys, len(binding.view.columns))
         for binding in plan.bindings
@@ -199,7 +214,7 @@ def schema_of(
         signature.outputs,
         tuple(checked) or tuple(column.name for column in columns),
         _row_bytes(plan, signature) if isinstance(plan, FeaturePlan) else None,
-        getattr(plan, "batched", True),
+        batched,
         graph_hash,
         sources or {},
     )
@@ -238,15 +253,18 @@ def _dtype(element: str, length: int | None) -> DType:
     return DType(_WIDER.get(element, element), length=length)
 
 
-def _input(spec: TensorSpec) -> JournalColumn:
+def _input(spec: TensorSpec, batched: bool) -> JournalColumn:
     """A graph's own input as a column."""
-    width = row_width(spec)
+    width = row_width(spec, batched)
     kind = _TEXT if spec.dtype == "string" else _dtype(spec.dtype, width if width not in (0, 1) else None)
     return JournalColumn(spec.name, kind, "derived", Where(run=spec.name, width=width), spec.dtype)
 
 
-def row_width(spec: TensorSpec) -> int:
-    """How many elements of a tensor a row has; 0 where the graph leaves it open."""
+def row_width(spec: TensorSpec, batched: bool = True) -> int:
+    """How many elements of a tensor a row has; 0 where the graph leaves it open, and where it has no rows: then the
+    tensor is written whole, and its shape beside it."""
+    if not spec.shape or not batched:
+        return 0
     width = 1
     for size in spec.shape[1:]:
         width *= size or 0
@@ -256,7 +274,8 @@ def row_width(spec: TensorSpec) -> int:
 def _row_bytes(plan: FeaturePlan, signature: Signature) -> int:
     """About what a row holds: its blocks, its context, its inputs and its outputs."""
     blocks = sum(binding.view.layout.block_dtype.itemsize for binding in plan.bindings)
-    context = sum(64 if column.dtype.kind == "string" else column.dtype.bytes for column in plan.context)
+    # The request has its context too.
+    context = sum(64 if column.dtype.kind == "string" else 2 * column.dtype.bytes for column in plan.context)
     inputs = sum(matrix.width * matrix.dtype.itemsize for matrix in plan.matrices)
     outputs = sum(max(row_width(spec), 1) * 8 for spec in signature.outputs)
     return blocks + context + inputs + outputs
@@ -275,18 +294,26 @@ def arrow_schema(schema: JournalSchema, redaction: Redaction) -> pa.Schema:
         fields.append(
             (f"entity.{name}", redacted_type(pa.int64() if dtype == "int64" else pa.string(), redaction.of(name)))
         )
-    fields += [
-        (f"f.{column.name}", redacted_type(column_type(column), redaction.of(column.name))) for column in schema.columns
-    ]
+    for column in schema.columns:
+        kind = redacted_type(column_type(column), redaction.of(column.name))
+        fields.append((f"f.{column.name}", kind))
+        if column.where.width == 0 and kind is not None:
+            fields.append((f"shape.f.{column.name}", SHAPE))
     for binding in schema.bindings:
         fields.append((f"null.{binding.alias}", pa.binary(max((binding.columns + 7) // 8, 1))))
         fields.append((f"status.{binding.alias}", pa.uint8()))
         fields.append((f"age_ms.{binding.alias}", pa.int64()))
-    fields += [("violations", pa.uint32()), ("violated", pa.binary()), ("changed", CHANGED)]
     fields += [
-        (f"out.{spec.name}", tensor_type(spec.dtype, row_width(spec) if schema.batched else 0))
-        for spec in schema.outputs
+        ("verdict", pa.uint8()),
+        ("violations", pa.uint32()),
+        ("violated", pa.binary()),
+        ("changed", CHANGED),
     ]
+    for spec in schema.outputs:
+        width = row_width(spec, schema.batched)
+        fields.append((f"out.{spec.name}", tensor_type(spec.dtype, width)))
+        if width == 0:
+            fields.append((f"shape.out.{spec.name}", SHAPE))
     fields += [(stage, pa.float32()) for stage in STAGES]
     described = schema.described() | {"redacted": dict(redaction.policies)}
     return pa.schema([one for one in fields if one[1] is not None], {METADATA: json.dumps(described).encode()})
@@ -325,10 +352,13 @@ FAILURES = pa.schema(
         ("time", TIME),
         ("request_id", pa.string()),
         ("model", pa.string()),
+        ("version", pa.int32()),
+        ("variant", pa.string()),
         ("code", pa.string()),
         ("message", pa.string()),
         ("entities", pa.string()),
     ],
     {METADATA: json.dumps({"format": FORMAT, "failures": True}).encode()},
 )
-"""The stream of failures: `entities` is JSON, the first ids of each request column."""
+"""The stream of failures: `entities` is JSON, the first ids of each request column. `version` and `variant` are null
+where the request had not got so far, and in files of before they were there."""

@@ -54,7 +54,7 @@ class SegmentFile:
         try:
             os.fdatasync(self._file)
             if not self._named:
-                sync_folders(self.path.parent, 3)  # of the version, of the model, of all segments
+                sync_folders(self.path.parent, 4)  # of the version, of the model, of all segments, of the journal
                 self._named = True
         except OSError:
             self.broken = True  # what was lost is not known, and a second try would say that nothing was

@@ -8,6 +8,7 @@ Used by the writer's thread only. Time is an argument.
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import quote
 
@@ -15,7 +16,7 @@ import pyarrow as pa
 
 from gateway.journal.options import JournalOptions
 from gateway.journal.schema import JournalSchema
-from gateway.journal.segment import SegmentFile
+from gateway.journal.segment import SegmentFile, sync_folders
 
 USAGE = "parquet.bytes"
 """The file in which the compactor says how many bytes the Parquet files have."""
@@ -48,7 +49,7 @@ class Streams:
         self.opened = 0
         self._open: dict[JournalSchema | None, SegmentFile] = {}
         self._used_bytes = 0
-        self._look_at = 0.0
+        self._looked_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<Streams {len(self._open)} open, {self._used_bytes} bytes used>"
@@ -91,19 +92,23 @@ class Streams:
         root = self.options.path
         if not root.exists():
             root.mkdir(parents=True, exist_ok=True)
+            with suppress(OSError):  # a folder above that is not ours to open
+                sync_folders(root.parent, 1)
         disk = os.statvfs(root)
         free = disk.f_bavail * disk.f_frsize
         if free - size < self.options.free_bytes_min:
             raise NoRoom(
                 f"{root} has {free} bytes free; free_bytes_min leaves {self.options.free_bytes_min}", "disk_full"
             )
-        if now >= self._look_at:
+        most = self.options.disk_bytes_max
+        # What the compactor has deleted is seen by looking: before anything is dropped, and once in an interval then.
+        wait_s = _LOOK_EVERY_S if self._used_bytes + size <= most else self.options.interval_ms / 1000
+        if now - self._looked_at >= wait_s:
             self._used_bytes = used_bytes(root)
-            self._look_at = now + _LOOK_EVERY_S
-        if self._used_bytes + size > self.options.disk_bytes_max:
-            self._look_at = min(self._look_at, now + self.options.interval_ms / 1000)
+            self._looked_at = now
+        if self._used_bytes + size > most:
             raise NoRoom(
-                f"{root} has {self._used_bytes} bytes, disk_bytes_max is {self.options.disk_bytes_max}; "
+                f"{root} has {self._used_bytes} bytes, disk_bytes_max is {most}; "
                 "the compactor has deleted what it may, or does not run",
                 "quota",
             )

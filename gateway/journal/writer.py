@@ -4,7 +4,7 @@
 
 Invariants
 - What cannot be written is dropped and counted by its reason, and the thread goes on. One run that cannot be recorded
-  is dropped alone.
+  is dropped alone, and so is a model that cannot. Every offer is written or counted.
 - A commit is settled with no error only when its batch was written and synced.
 - The thread is started again when something unexpected ends it; what it had taken is counted as dropped.
 """
@@ -12,6 +12,7 @@ Invariants
 import errno
 import logging
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -76,16 +77,18 @@ class Writer:
         """`settled` is called in the thread."""
         self.options = options
         self.written = Written()
-        self.schemas: dict[str, JournalSchema] = {}
-        """The newest schema of each model, for the ids of failures."""
         self._buffer = buffer
         self._settled = settled
         self._monotonic = monotonic
         self._wall_s = wall_s
         self._streams = Streams(options)
         self._recorders: dict[JournalSchema, Recorder] = {}
+        self._gone: deque[JournalSchema] = deque()
+        """Of models that serve no more. What they had offered before is written first."""
         self._wake = threading.Event()
         self._stopping = False
+        self._through: set[int] = set()
+        """The offers of this flush, by their `id`, that were written or counted as dropped."""
         self._thread: threading.Thread | None = None
         self._said_at = float("-inf")
 
@@ -115,7 +118,7 @@ class Writer:
 
     def forget(self, schema: JournalSchema) -> None:
         """The model serves no more. Its segment is closed by age."""
-        self._recorders.pop(schema, None)
+        self._gone.append(schema)
 
     def _run(self) -> None:
         while not self._stopping:
@@ -139,8 +142,10 @@ class Writer:
     def flush(self) -> None:
         """Write everything that was offered until now. Called by the thread, or in place of it."""
         began = self._monotonic()
+        gone = [self._gone.popleft() for _ in range(len(self._gone))]
         offers = self._buffer.take()
         settled: Settled = []
+        self._through.clear()
         try:
             if offers:
                 self.written.error = ""
@@ -148,9 +153,14 @@ class Writer:
             self._streams.rotate(began)
         finally:
             self._buffer.release(sum([offer.size for offer in offers]))
+            left = [offer for offer in offers if id(offer) not in self._through]
+            if left:
+                self._drop("failed", left, "the journal's writer failed", settled)
             told = {id(commit) for commit, _ in settled}
             lost = [offer.commit for offer in offers if offer.commit is not None and id(offer.commit) not in told]
             settled += [(commit, Unavailable("the journal's writer failed")) for commit in lost]
+            for schema in gone:
+                self._recorders.pop(schema, None)
             if settled:
                 self._settled(settled)
             if offers:
@@ -159,7 +169,7 @@ class Writer:
     def _write(self, offers: Sequence[Offer], settled: Settled, now: float) -> None:
         groups: dict[JournalSchema | None, list[Offer]] = {}
         for offer in offers:
-            groups.setdefault(offer.schema, []).append(offer)
+            groups.setdefault(None if isinstance(offer.what, Failed) else offer.schema, []).append(offer)
         unsynced: dict[SegmentFile, list[Commit]] = {}
         for schema, group in groups.items():
             made = self._failures(group, settled) if schema is None else self._recorded(schema, group, settled)
@@ -176,12 +186,12 @@ class Writer:
         self, schema: JournalSchema, group: list[Offer], settled: Settled
     ) -> Iterator[tuple[list[Offer], pa.RecordBatch]]:
         """The group as one batch; one by one where something in it cannot be recorded."""
-        recorder = self._recorders.get(schema)
-        if recorder is None:
-            options = self.options
-            recorder = Recorder(schema, options.redaction, options.sample_share, options.sample_by)
-            self._recorders[schema] = recorder
-            self.schemas[schema.model] = schema
+        try:
+            recorder = self._recorder(schema)
+        except Exception as error:  # noqa: BLE001 - a model that has no columns harms no other
+            why = f"model {schema.model} cannot be recorded: {type(error).__name__}: {error}"
+            self._drop("failed", group, why, settled)
+            return
         for runs in ([group], [[offer] for offer in group]):
             bad: list[Offer] = []
             for some in runs[:_ALONE_MAX]:
@@ -198,10 +208,18 @@ class Writer:
                 self._drop("failed", [*bad, *chain.from_iterable(runs[_ALONE_MAX:])], why, settled)
                 return
 
+    def _recorder(self, schema: JournalSchema) -> Recorder:
+        recorder = self._recorders.get(schema)
+        if recorder is None:
+            options = self.options
+            recorder = Recorder(schema, options.redaction, options.sample_share, options.sample_by)
+            self._recorders[schema] = recorder
+        return recorder
+
     def _failures(self, group: list[Offer], settled: Settled) -> Iterator[tuple[list[Offer], pa.RecordBatch]]:
         try:
             batch = record_failures(
-                [cast("Failed", offer.what) for offer in group], self.schemas.get, self.options.redaction
+                [(cast("Failed", offer.what), offer.schema) for offer in group], self.options.redaction
             )
         except Exception as error:  # noqa: BLE001 - the others are written
             self._drop("failed", group, f"failures cannot be recorded: {type(error).__name__}: {error}", settled)
@@ -223,6 +241,7 @@ class Writer:
         except OSError as error:
             self._drop(_reason_of(error), runs, f"the journal cannot be written: {error}", settled)
             return None
+        self._through.update(map(id, runs))
         written.batches += 1
         written.bytes += size
         if schema is None:
@@ -245,6 +264,7 @@ class Writer:
 
     def _drop(self, reason: str, runs: Sequence[Offer], why: str, settled: Settled) -> None:
         rows = sum(offer.rows for offer in runs)
+        self._through.update(map(id, runs))
         self.written.dropped[reason] = self.written.dropped.get(reason, 0) + rows
         self._say(why)
         settled += [(offer.commit, Unavailable(why)) for offer in runs if offer.commit is not None]

@@ -57,7 +57,7 @@ class Compaction:
             return False
         self._ran_s = wall_s
         self.counts["compaction_stopped"] = 1
-        done = compact(self._options, now_s=now_ms / 1000, sinks=self._sinks, alive=self._alive)
+        done = compact(self._options, now_s=now_ms / 1000, sinks=self._sinks, alive=self.alive)
         self.counts["compacted_rows"] += done.rows
         self.counts["compacted_segments"] += done.segments
         self.counts["compacted_bad"] += len(done.bad)
@@ -69,7 +69,8 @@ class Compaction:
             log.warning("compaction stopped: %s", done.stopped)
         return True
 
-    def _alive(self) -> None:
+    def alive(self) -> None:
+        """Say that the process lives, about every second."""
         now = time.monotonic()
         if now - self._told_s >= ALIVE_S:
             self._told_s = now

@@ -1,11 +1,15 @@
-"""A journal compared with its profiles, after the fact: all rows of a span of time, cut into parts of equal length.
+"""Journals compared with their profiles, after the fact: all rows of a span of time, cut into parts of equal length.
 
     segments, Parquet files ─▶ batches of a model within the span ─▶ a pane for each part ─▶ verdict, and PSI over time
 
-Memory holds one batch and `parts` histograms per column, whatever the journal's size. Rows may come in any order.
+Memory holds one batch and `parts` histograms per column, whatever the journals' size. Rows may come in any order. The
+journals of replicas are counted one after the other: their histograms add up. A file that cannot be read or counted is
+named, and the others are read.
 """
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -14,20 +18,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gateway.journal.compaction import reading_lock
+from gateway.journal.compaction import reading_lock, unfinished
 from gateway.journal.locks import locked
 from gateway.journal.reader import BadSegment, Segment, segments
 from gateway.journal.schema import JournalSchema, metadata_of
-from gateway.monitor.columns import Counter
+from gateway.monitor.columns import Counters
 from gateway.records.drift import StreamKey, WindowDrift
 from gateway.validation import statistics
-from gateway.validation.drift import Reference, judge, references
+from gateway.validation.drift import Reference, judge
 from gateway.validation.options import DriftOptions
 from gateway.validation.profile import FILE, Profile, ProfileError
 from gateway.validation.windows import Pane, Window
 
 PARTS = 24
 _BATCH_ROWS = 65_536
+OPEN_MAX = 512
+"""With more segments than that the journal stays locked until they are read: they cannot all be open."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +49,18 @@ class Span:
 class Stream:
     """One stream's panes."""
 
-    def __init__(self, schema: JournalSchema, arrow: pa.Schema, profile: Profile, columns_max: int) -> None:
-        self.key = StreamKey(schema.model, schema.version, schema.variant)
-        self.known: dict[str, Reference] = references(profile)
-        self._counter = Counter(schema, arrow, self.known, columns_max)
+    def __init__(self, key: StreamKey, profile: Profile, columns_max: int) -> None:
+        self.key = key
+        self._counters = Counters(profile, columns_max)
+        self.known: dict[str, Reference] = self._counters.known
         self.panes: dict[int, Pane] = {}
 
     def add(self, batch: pa.RecordBatch, span: Span) -> None:
-        """Count the rows of a batch that are within the span."""
-        batch = self._counter.narrowed(batch, None)
+        """Count the rows of a batch that are within the span. Raises as `Counters.of` does."""
+        counter = self._counters.of(batch.schema)
+        if counter is None:
+            return
+        batch = counter.narrowed(batch, None)
         times = batch.column("time").cast(pa.int64()).to_numpy()
         parts = (times - span.start_ms) * PARTS // max(span.end_ms - span.start_ms, 1)
         for part in np.unique(parts[(parts >= 0) & (parts < PARTS)]).tolist():
@@ -57,7 +68,7 @@ class Stream:
             some = batch if here.all() else batch.filter(pa.array(here))
             within = times[here]
             pane = self.panes.setdefault(part, Pane())
-            pane.add(self._counter.count(some), len(some), int(within.min()), int(within.max()))
+            pane.add(counter.count(some), len(some), int(within.min()), int(within.max()))
 
     @property
     def window(self) -> Window:
@@ -83,7 +94,7 @@ class Stream:
 
 
 def compare(
-    journal: Path,
+    journals: Sequence[Path],
     models: Path,
     model: str,
     span: Span,
@@ -91,28 +102,50 @@ def compare(
     version: int | None = None,
     variant: str | None = None,
     columns_max: int = 500,
+    problem: Callable[[str], None] = log.warning,
 ) -> list[Stream]:
-    """Return the streams of a model within a span. Raises `ProfileError` where a version has no profile that fits."""
-    streams: dict[StreamKey, Stream] = {}
-    for schema, batch in _batches(journal, model):
+    """Return the streams of a model within a span. `problem` is told once of each profile, schema or file that cannot
+    be used. Raises `ProfileError` where nothing was counted for that."""
+    streams: dict[StreamKey, Stream | None] = {}
+    refused: list[ProfileError] = []
+    for path, schema, batch in _batches(journals, model, problem=problem):
         key = StreamKey(schema.model, schema.version, schema.variant)
         if version not in {None, key.version} or variant not in {None, key.variant}:
             continue
-        if key not in streams:
-            profile = Profile.load(models / model / str(key.version) / FILE)
-            views = {binding.ref: binding.fingerprint for binding in schema.bindings}
-            if wrong := profile.mismatches(key.model, key.version, views, {}):
-                raise ProfileError(f"the profile does not fit the journal: {'; '.join(wrong)}")
-            streams[key] = Stream(schema, batch.schema, profile, columns_max)
-        streams[key].add(batch, span)
-    return [stream for _, stream in sorted(streams.items()) if stream.panes]
+        try:
+            if key not in streams:
+                streams[key] = None
+                streams[key] = Stream(key, Profile.load(models / model / str(key.version) / FILE), columns_max)
+            if (stream := streams[key]) is not None:
+                stream.add(batch, span)
+        except ProfileError as error:
+            refused.append(error)
+            problem(f"{key.model}/{key.version} {key.variant}, schema {schema.hash}, is left out: {error}")
+        except Exception as error:  # whatever a file holds, the others are compared
+            log.debug("%s", path, exc_info=True)
+            problem(f"rows of {path} cannot be counted: {error!r}")
+    found = [stream for _, stream in sorted(streams.items()) if stream is not None and stream.panes]
+    if refused and not found:
+        raise refused[0]
+    return found
 
 
-def whole_span(journal: Path, model: str) -> Span | None:
-    """Return from the first to the last row of a model; None when there is none."""
+def whole_span(
+    journals: Sequence[Path],
+    model: str,
+    *,
+    within: Span | None = None,
+    version: int | None = None,
+    variant: str | None = None,
+) -> Span | None:
+    """Return from the first to the last row of a model, of those within a span; None when there is none."""
     first, last = [], []
-    for _, batch in _batches(journal, model, ["time"]):
+    for _, schema, batch in _batches(journals, model, ["time"]):
+        if version not in {None, schema.version} or variant not in {None, schema.variant}:
+            continue
         times = batch.column("time").cast(pa.int64()).to_numpy()
+        if within is not None:
+            times = times[(times >= within.start_ms) & (times < within.end_ms)]
         if len(times):
             first.append(int(times.min()))
             last.append(int(times.max()) + 1)
@@ -120,20 +153,46 @@ def whole_span(journal: Path, model: str) -> Span | None:
 
 
 def _batches(
-    journal: Path, model: str, columns: list[str] | None = None
-) -> Iterator[tuple[JournalSchema, pa.RecordBatch]]:
-    """Every batch of a model, of Parquet files and of segments, while nothing is moved from one to the other."""
+    journals: Sequence[Path],
+    model: str,
+    columns: list[str] | None = None,
+    *,
+    problem: Callable[[str], None] = log.debug,
+) -> Iterator[tuple[Path, JournalSchema, pa.RecordBatch]]:
+    """Every batch of a model, of Parquet files and of segments; each row once, whatever the compactor does meanwhile"""
+    for journal in journals:
+        with ExitStack() as stack:
+            parquet, opened = _files(journal, model, stack)
+            for path in parquet:
+                try:
+                    with pq.ParquetFile(path) as file:
+                        schema = metadata_of(file.schema_arrow)
+                        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+                            yield path, schema, batch.replace_schema_metadata(file.schema_arrow.metadata)
+                except FileNotFoundError:  # it was too old
+                    continue
+                except (pa.ArrowException, OSError, ValueError) as error:
+                    problem(f"{path} cannot be read: {error}")
+            for segment in opened:
+                yield from ((segment.path, segment.schema, batch) for batch, _ in segment.read_from())
+
+
+def _files(journal: Path, model: str, stack: ExitStack) -> tuple[list[Path], list[Segment]]:
+    """The Parquet files of a model, and its segments, opened: these are deleted when they have become Parquet."""
     with locked(reading_lock(journal), shared=True):
-        for path in sorted((journal / "parquet" / f"model={quote(model, safe='')}").glob("date=*/*.parquet")):
-            with pq.ParquetFile(path) as file:
-                schema = metadata_of(file.schema_arrow)
-                for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-                    yield schema, batch.replace_schema_metadata(file.schema_arrow.metadata)
-        for path in segments(journal):
+        done, nameless = unfinished(journal)
+        partition = f"model={quote(model, safe='')}"
+        parquet = sorted((journal / "parquet" / partition).glob("date=*/*.parquet"))
+        parquet += [path for path in nameless if path.parent.parent.name == partition]
+        waiting = [path for path in segments(journal) if path not in done]
+        if nameless or len(waiting) > OPEN_MAX:
+            stack.enter_context(locked(reading_lock(journal), shared=True))
+        opened = []
+        for path in waiting:
             try:
-                with Segment(path) as segment:
-                    schema = segment.schema
-                    if schema.model == model:
-                        yield from ((schema, batch) for batch, _ in segment.read_from())
+                segment = stack.enter_context(Segment(path))
+                if segment.schema.model == model:
+                    opened.append(segment)
             except (BadSegment, FileNotFoundError):
                 continue
+    return parquet, opened

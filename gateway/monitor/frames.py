@@ -2,8 +2,8 @@
 
     kind u8, length of the key u32, length of the text u32 (little-endian), key, text
 
-The gateway cuts the stream into frames on its loop and keeps the newest text of each key; it is only parsed where
-somebody wants to see it, in the thread of a scrape.
+A text that is empty takes back what was said under its key. The gateway cuts the stream into frames on its loop and
+keeps the newest text of each key; it is only parsed where somebody wants to see it, in the thread of a scrape.
 """
 
 import struct

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, cast, get_args
 
 from gateway.journal.options import JournalOptions
 from gateway.monitor.frames import DRIFT, SETUP, STATUS, Frame, TooLong, Unpacker, packed
@@ -29,6 +29,7 @@ from gateway.monitor.options import MonitorOptions
 from gateway.monitor.worker import Setup
 from gateway.records.drift import ColumnDrift, MonitorSnapshot, StreamKey, WindowDrift
 from gateway.records.sinks import SinkState
+from gateway.validation.windows import WindowKind
 
 STOP_WAIT_S = 3.0
 """What the process has to save its state when it is told to end; then it is killed."""
@@ -49,6 +50,7 @@ class Supervisor:
         """`models` is the folder of the model repository, where the profiles are."""
         self._setup = packed(Frame(SETUP, b"", pickle.dumps(Setup(journal, models, options, tuple(sinks)))))
         self._options = options
+        self._frames_max = options.streams_max * len(get_args(WindowKind))
         self._drift: dict[bytes, bytes] = {}
         self._status = b"{}"
         self._link: _Link | None = None
@@ -92,15 +94,17 @@ class Supervisor:
 
     def snapshot(self) -> MonitorSnapshot:
         """Return what was last told. Called in any thread; it parses, so not on the loop."""
-        streams = {}
+        streams: dict[str, dict[StreamKey, WindowDrift]] = {kind: {} for kind in get_args(WindowKind)}
         for key, text in self._drift.copy().items():
-            model, version, variant = json.loads(key)
+            *stream, kind = json.loads(key)
             given = json.loads(text)
             columns = tuple(map(_column, given.pop("columns")))
-            streams[StreamKey(model, version, variant)] = WindowDrift(**given, columns=columns)
+            streams[kind][StreamKey(*stream)] = WindowDrift(**given, columns=columns)
         status = json.loads(self._status)
         sinks = {name: SinkState(**state) for name, state in status.pop("sinks", {}).items()}
-        return MonitorSnapshot(not self.trouble, self.restarts, status, streams, sinks)
+        return MonitorSnapshot(
+            not self.trouble, self.restarts, status, streams["sliding"], sinks, tumbling=streams["tumbling"]
+        )
 
     def heard(self, frames: list[Frame]) -> None:
         """Keep what the process says; called by its link."""
@@ -108,7 +112,9 @@ class Supervisor:
         for kind, key, text in frames:
             if kind == STATUS:
                 self._status = text
-            elif kind == DRIFT and (key in self._drift or len(self._drift) < self._options.streams_max):
+            elif kind == DRIFT and not text:
+                self._drift.pop(key, None)
+            elif kind == DRIFT and (key in self._drift or len(self._drift) < self._frames_max):
                 self._drift[key] = text
 
     async def _keep_running(self) -> None:

@@ -23,6 +23,8 @@ _DONE = -1
 class Read(NamedTuple):
     """One batch and where it is from."""
 
+    name: str
+    """Of the segment."""
     schema: JournalSchema
     arrow: pa.Schema
     batch: pa.RecordBatch
@@ -69,10 +71,17 @@ class Tail:
                 yield from self._segment(name, path)
             except FileNotFoundError:
                 continue
+            except OSError:
+                self.problems += 1
+                self.give_up(name)
             except BadSegment:
                 # Its schema may still be on its way; later it is damaged. Either way it is looked at when it has grown.
                 continue
         self.bytes_behind = 0
+
+    def give_up(self, name: str) -> None:
+        """Read no more of a segment."""
+        self._offsets[name] = _DONE
 
     def _segment(self, name: str, path: Path) -> Iterator[Read]:
         # What does not grow is not opened again: its writer died, or it is damaged from here on.
@@ -87,7 +96,9 @@ class Tail:
             for batch, offset in segment.read_from(self._offsets.get(name, 0)):
                 self._offsets[name] = offset
                 self.bytes_behind = max(0, self.bytes_behind - batch.nbytes)
-                yield Read(schema, segment.arrow, batch)
+                yield Read(name, schema, segment.arrow, batch)
+                if self._offsets.get(name) == _DONE:
+                    return
             if segment.tail.finished:
                 self._offsets[name] = _DONE
 

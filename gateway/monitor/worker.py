@@ -9,6 +9,7 @@ Invariants
 - Positions and windows are saved together, so a restart counts no row twice and none is left out.
 - What it holds is bounded: streams, panes and bins of each, one batch.
 - A damaged file, a profile of something else or a stream too many is counted, said once in the log, and nothing else.
+- A stream without rows for `FORGET_WINDOWS` windows is forgotten, and the gateway is told so.
 """
 
 import ctypes
@@ -23,7 +24,7 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,12 +42,20 @@ from gateway.monitor.tail import Read, Tail
 from gateway.records.drift import StreamKey
 from gateway.validation.drift import plain
 from gateway.validation.profile import FILE, Profile, ProfileError
-from gateway.validation.windows import Window
+from gateway.validation.windows import Window, WindowKind
 
 FOLDER = "monitor"
 """Where, inside the journal's folder, the process keeps its state."""
 CHECKPOINT = "state.json"
+FORGET_WINDOWS = 2
+"""After so many windows without a row a stream is forgotten: its version serves no more."""
 _FORMAT = 1
+_KINDS: tuple[WindowKind, ...] = ("sliding", "tumbling")
+_SILENCE_PARTS = 3
+"""The rest between two rounds is at most this part of what the gateway takes for silence."""
+_SAID_MAX = 1000
+"""Different problems that are said; further ones are only counted."""
+_REFUSED_MAX = 256
 _STATUS_S = 1.0
 _CLOSE_S = 1.0
 """What sinks have to end a delivery when the process is told to end."""
@@ -69,12 +78,13 @@ class Setup:
 
 @dataclass(slots=True)
 class _Watched:
-    """A stream, its profile's age, and what waits for a verdict."""
+    """A stream, its profile's age, when it had rows, and what waits for a verdict."""
 
     stream: StreamDrift
     profile_ns: int
+    seen_ms: int
     judged_s: float = float("-inf")
-    pending: Window | None = None
+    pending: dict[WindowKind, Window] = field(default_factory=dict)
 
 
 class Worker:
@@ -98,7 +108,8 @@ class Worker:
         self._budget = Budget(setup.options.cpu_share)
         self._watched: dict[StreamKey, _Watched] = {}
         self._saved: dict[str, Any] = {}
-        self._refused: dict[StreamKey, int] = {}
+        self._refused: dict[tuple[StreamKey, str], int] = {}
+        self._said: set[str] = set()
         self._counts = dict.fromkeys(("rows_read", "rows_counted", "rows_skipped", "batches", "problems"), 0)
         names = tuple(dict.fromkeys((*setup.journal.sinks, *setup.sinks)))
         self._compaction = Compaction(setup.journal, names, setup.options.compact_s, self._tell_alive)
@@ -117,7 +128,9 @@ class Worker:
             if given["format"] != _FORMAT:
                 raise ValueError(f"format {given['format']}")
             self._tail.restore(given["offsets"])
-            self._saved = dict(given["streams"])
+            self._saved = {
+                key: {**state, "seen_ms": int(state.get("seen_ms", now_ms))} for key, state in given["streams"].items()
+            }
             return
         except FileNotFoundError:
             pass
@@ -129,13 +142,20 @@ class Worker:
         """Read what is new, tell verdicts, and save now and then."""
         at = self._cpu_s()
         self._now_ms, self._lag_s = now_ms, 0.0
+        self._forget_silent()
         for read in self._tail.read():
-            self._read(read, wall_s)
+            try:
+                self._read(read, wall_s)
+            except Exception as error:  # whatever a segment holds, the others are read
+                log.debug("%s", read.name, exc_info=True)
+                self._tail.give_up(read.name)
+                self._problem(f"{read.name} is not read any further: {error!r}")
             at = self._spend(at)
+            self._compaction.alive()
         for watched in self._watched.values():
             self._keep(watched, watched.stream.settle())
             self._keep(watched, watched.stream.passed(now_ms))
-            if watched.pending is not None and wall_s - watched.judged_s >= self._options.verdict_s:
+            if watched.pending and wall_s - watched.judged_s >= self._options.verdict_s:
                 self._judge(watched, wall_s)
         at = self._spend(at)
         if wall_s - self._told_s >= _STATUS_S:
@@ -152,6 +172,8 @@ class Worker:
         try:
             if self._compaction.run(wall_s, now_ms):
                 self._deliveries.look()
+        except (BrokenPipeError, ConnectionResetError):  # the gateway has ended, and so does this process
+            return
         except Exception:  # whatever is wrong with the files, drift goes on, and the next pass tries again
             self._counts["problems"] += 1
             log.exception("the journal could not be compacted")
@@ -172,7 +194,7 @@ class Worker:
     @property
     def wait_s(self) -> float:
         """How long to rest before the next round."""
-        return max(self._options.poll_s, self._budget.wait_s)
+        return min(max(self._options.poll_s, self._budget.wait_s), self._options.silence_s / _SILENCE_PARTS)
 
     def status(self) -> dict[str, float]:
         """What is told of the process itself."""
@@ -190,7 +212,8 @@ class Worker:
     def save(self) -> None:
         """Write the checkpoint: the old one stays until the new one is whole."""
         streams = self._saved | {
-            json.dumps(list(key)): watched.stream.plain() for key, watched in self._watched.items()
+            json.dumps(list(key)): watched.stream.plain() | {"seen_ms": watched.seen_ms}
+            for key, watched in self._watched.items()
         }
         text = json.dumps({"format": _FORMAT, "offsets": self._tail.offsets, "streams": streams})
         beside = self._state.with_suffix(".new")
@@ -223,57 +246,87 @@ class Worker:
         return ((np.arange(granted) + self._random.random()) * (rows / granted)).astype(np.int64)
 
     def _stream(self, read: Read) -> _Watched | None:
-        """The stream of a batch. A stream whose schema changed begins anew."""
+        """The stream of a batch; None where its rows are not counted."""
         key = StreamKey(read.schema.model, read.schema.version, read.schema.variant)
-        watched = self._watched.get(key)
-        if watched is not None and watched.stream.schema.hash == read.schema.hash:
-            return watched
+        watched = self._watched.get(key) or self._begun(key, read)
+        if watched is None:
+            return None
+        try:
+            if not watched.stream.takes(read.arrow):
+                return None
+        except ProfileError as error:
+            self._problem(f"{key} with the schema {read.schema.hash} is not watched: {error}")
+            return None
+        watched.seen_ms = self._now_ms
+        return watched
+
+    def _begun(self, key: StreamKey, read: Read) -> _Watched | None:
+        """A new stream, which goes on from what was saved of it."""
         path = self._models / key.model / str(key.version) / FILE
         changed_ns = _changed_ns(path)
-        if self._refused.get(key) == changed_ns:
+        if self._refused.get((key, read.schema.hash)) == changed_ns:
             return None
-        if watched is None and len(self._watched) >= self._options.streams_max:
-            self._refuse(
-                key, changed_ns, f"{key} is not watched: there are {self._options.streams_max} streams already"
-            )
+        if len(self._watched) >= self._options.streams_max:
+            if (key, "") not in self._refused:
+                self._refuse(
+                    (key, ""), 0, f"{key} is not watched: there are {self._options.streams_max} streams already"
+                )
             return None
         try:
             profile = Profile.load(path) if changed_ns else None
-            stream = StreamDrift(read.schema, read.arrow, profile, self._options)
+            stream = StreamDrift(read.schema, read.arrow, profile, self._options, self._problem)
         except ProfileError as error:
-            self._refuse(key, changed_ns, f"{key} is not watched: {error}")
+            self._refuse((key, read.schema.hash), changed_ns, f"{key} is not watched: {error}")
             return None
+        self._refused.pop((key, ""), None)
         saved = self._saved.pop(json.dumps(list(key)), None)
         if saved is not None:
-            with suppress(KeyError, TypeError, ValueError, AttributeError):  # of other windows or another schema
+            with suppress(KeyError, TypeError, ValueError, AttributeError):  # of other windows or another profile
                 stream.restore(saved)
-        self._watched[key] = watched = _Watched(stream, changed_ns)
+        self._watched[key] = watched = _Watched(stream, changed_ns, self._now_ms)
         return watched
 
-    def _refuse(self, key: StreamKey, changed_ns: int, why: str) -> None:
-        self._watched.pop(key, None)
-        if key in self._refused or len(self._refused) < self._options.streams_max:
-            self._refused[key] = changed_ns
-            self._problem(why)
+    def _refuse(self, what: tuple[StreamKey, str], changed_ns: int, why: str) -> None:
+        if what not in self._refused and len(self._refused) >= _REFUSED_MAX:
+            del self._refused[next(iter(self._refused))]
+        self._refused[what] = changed_ns
+        self._problem(why)
 
     def _drop_changed(self) -> None:
         """Let streams whose profile was written anew begin anew."""
         for key, watched in tuple(self._watched.items()):
             if _changed_ns(self._models / key.model / str(key.version) / FILE) != watched.profile_ns:
-                del self._watched[key]
+                self._forget(key)
+
+    def _forget_silent(self) -> None:
+        oldest_ms = self._now_ms - FORGET_WINDOWS * self._options.windows.seconds * 1000
+        for key, watched in tuple(self._watched.items()):
+            if watched.seen_ms < oldest_ms:
+                self._forget(key)
+        for text, state in tuple(self._saved.items()):
+            if state["seen_ms"] < oldest_ms:
+                self._forget(StreamKey(*json.loads(text)))
+
+    def _forget(self, key: StreamKey) -> None:
+        self._watched.pop(key, None)
+        self._saved.pop(json.dumps(list(key)), None)
+        for kind in _KINDS:
+            self._send(packed(Frame(DRIFT, _name(key, kind), b"")))
 
     def _keep(self, watched: _Watched, done: list[Window]) -> None:
         for window in done:
-            if window.kind == "sliding":
-                watched.pending = window
+            watched.pending[window.kind] = window
 
     def _judge(self, watched: _Watched, wall_s: float) -> None:
-        assert watched.pending is not None
-        drift = watched.stream.judge(watched.pending)
-        watched.pending, watched.judged_s = None, wall_s
-        self._send(
-            packed(Frame(DRIFT, json.dumps(list(watched.stream.key)).encode(), json.dumps(plain(drift)).encode()))
-        )
+        pending, watched.pending, watched.judged_s = watched.pending, {}, wall_s
+        for kind, window in pending.items():
+            try:
+                drift = watched.stream.judge(window)
+            except Exception as error:  # whatever was counted, the other streams have their verdicts
+                log.debug("%s", watched.stream.key, exc_info=True)
+                self._problem(f"{watched.stream.key} cannot be judged: {error!r}")
+                continue
+            self._send(packed(Frame(DRIFT, _name(watched.stream.key, kind), json.dumps(plain(drift)).encode())))
 
     def _spend(self, at: float) -> float:
         """Tell the budget what was used since `at`, together with the rows that are counted by now."""
@@ -285,7 +338,14 @@ class Worker:
 
     def _problem(self, what: str) -> None:
         self._counts["problems"] += 1
-        log.warning("%s", what)
+        if what not in self._said and len(self._said) < _SAID_MAX:
+            self._said.add(what)
+            log.warning("%s", what)
+
+
+def _name(key: StreamKey, kind: WindowKind) -> bytes:
+    """What the frames of a stream's windows are called."""
+    return json.dumps([*key, kind]).encode()
 
 
 def _changed_ns(path: Path) -> int:

@@ -61,8 +61,8 @@ class Sink(Protocol):
         """Answer every request."""
         ...
 
-    def refuse(self, request: Request, error: HeadraceError) -> None:
-        """End one request with an error."""
+    def refuse(self, request: Request, error: HeadraceError, model: Model) -> None:
+        """End one request with an error. `model` is the one that it had come to, perhaps the fallback of another."""
         ...
 
 
@@ -94,7 +94,8 @@ class Desk:
 class Lane:
     """What belongs to one model and one sink."""
 
-    __slots__ = ("ahead", "alike", "batched", "computes", "desk", "failures", "model", "settled", "sink", "steady")
+    __slots__ = ("ahead", "alike", "apart", "batched", "computes", "desk", "failures", "model", "settled", "sink",
+                 "steady")  # fmt: skip
 
     def __init__(self, model: Model, sink: Sink, desk: Desk, ahead: PlanAhead | None) -> None:
         self.model = model
@@ -104,17 +105,21 @@ class Lane:
         self.computes = any(binding.view.compute is not None for binding in model.plan.bindings)
         self.batched = model.plan.batched
         self.steady = model.plan.steady
-        self.alike = self.batched and self.steady and desk.runner.execution.priority_levels == 1
+        execution = desk.runner.execution
+        self.apart = not self.batched or not execution.merge
+        """A request is a run of its own."""
+        self.alike = not self.apart and self.steady and execution.priority_levels == 1
         """Any requests of the lane may share a run."""
         self.settled: list[Batch] = []
         self.failures = 0
+        """Runs that failed since the last one that did not, and not by a caller's fault that the gateway found."""
 
     def __repr__(self) -> str:
         return f"<Lane {self.model!r}>"
 
     def kinds(self, batch: Batch) -> Iterator[tuple[Batch, Hashable]]:
         """The parts of a batch that may share a run, in the level of their priority."""
-        if not self.batched:
+        if self.apart:
             for number, request in enumerate(batch.requests):
                 yield batch.pick((number,))._replace(level=self._level(request)), object()
             return

@@ -7,11 +7,13 @@ Each step takes every request of a model that is there; nothing is done per requ
 ids. `accept` is synchronous, and an idle server with a short model has answered before it returns.
 
 Invariants
-- Each accepted request is answered or refused exactly once, and until then its rows count as in flight.
+- Each accepted request is answered or refused exactly once, whatever raises on its way, and until then its rows count
+  as in flight.
 - A request returns from parking when its own last row settles. The read belongs to the feature client.
 - The rows that a request was looked up with travel with it: eviction or invalidation cannot pull them away.
 - Who has left is skipped before the model. A run that fails, or gives another number of rows than it got, is repeated
-  in halves, so that one bad input fails alone; a model that keeps failing fails whole batches.
+  in halves, so that a bad input fails alone and nobody else with it. A model that keeps failing gets one request at a
+  time, and one such run in each turn of the loop.
 - No run of a model begins on the loop when its runs have had this turn of it for as long as one may take.
 """
 
@@ -31,6 +33,7 @@ import numpy.typing as npt
 from featureclient.client import Ask, FeatureClient
 from featureclient.schema import InvalidId, status
 from gateway.inference import Model
+from gateway.inference.batching import by_rows, shapes
 from gateway.inference.runner import Ran, Runner
 from gateway.pipeline.ahead import ReadAhead
 from gateway.pipeline.batch import Batch
@@ -64,8 +67,9 @@ _COMPUTE_SHARE = 0.9
 _PARKED_MAX_S = 3600.0
 """How long a request without an end may wait for its rows."""
 _FAILURES_MAX = 100
-"""Runs of a model that may fail, none succeeding in between, while the bad requests are looked for by halving. So many
-bad requests in one batch harm no good one; a model that is broken costs no more than this before it fails at once."""
+"""Runs of a model that may fail, none succeeding in between, before its batches are no longer halved but run request by
+request, one in each turn of the loop. So a model that is broken costs at most one run for each request, and others have
+the loop between them; what finds no time waits, up to its deadline and the bound of the queue."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,10 +169,7 @@ class Pipeline:
 
         For a model to which no new requests come; should one come all the same, it is answered first.
         """
-        desk = self._desks.get(model.runner)
-        if desk is None:
-            asyncio.get_running_loop().call_soon(done)
-            return
+        desk = self._desk(model)
         desk.drains.append(done)
         if not desk.rows_in_flight:
             asyncio.get_running_loop().call_soon(self._drained, desk)
@@ -180,10 +181,14 @@ class Pipeline:
             queued[desk.model] = queued.get(desk.model, 0) + desk.queue.rows
         return queued
 
-    def _open(self, model: Model, sink: Sink | None) -> Lane:
+    def _desk(self, model: Model) -> Desk:
         desk = self._desks.get(model.runner)
         if desk is None:
             desk = self._desks[model.runner] = Desk(model, self.options.batch_rows_max)
+        return desk
+
+    def _open(self, model: Model, sink: Sink | None) -> Lane:
+        desk = self._desk(model)
         ahead = self._read_ahead.of(model.plan, self.client.catalogue.views)
         # A lane holds its sink, so that no other can have the same id.
         key = model if sink is None else (model, id(sink))
@@ -215,7 +220,7 @@ class Pipeline:
                 rows += request.rows
             else:
                 message = f"{self.rows_in_flight} rows are in flight, the limit rows_in_flight_max is reached"
-                lane.sink.refuse(request, Overloaded(message, limit="rows_in_flight_max"))
+                self._tell(lane, request, Overloaded(message, limit="rows_in_flight_max"))
         return admitted, rows
 
     def _pass(self) -> None:
@@ -231,8 +236,11 @@ class Pipeline:
             if desk.backlog:
                 self._backlog.append(desk)
             room -= sum(request.rows for request in chunk)
-            self._look_up(lane, chunk)
-            spent_s += self._pump(desk)
+            try:
+                self._look_up(lane, chunk)
+                spent_s += self._pump(desk)
+            except Exception:  # noqa: BLE001 - a bug of ours; the rest of the backlog has its turn all the same
+                _log.exception("taking in requests of model %s failed", lane.model.name)
             self._look_ahead(lane, chunk)
             if spent_s > desk.runner.inline_max_s:
                 break
@@ -254,21 +262,22 @@ class Pipeline:
             return
         now = self.monotonic()
         stored: list[list[bytes | None]] = []
-        for index, binding in enumerate(lane.model.plan.bindings):
-            try:
-                stored.append(self.client.lookup(binding.view, _ids(requests, index), now))
-            except Exception as error:  # noqa: BLE001 - a bug of ours; these requests end, the others go on
-                self._refuse_all(lane, requests, error)
-                return
-        rows = sum(map(rows_of, requests))
-        batch = Batch(requests, stored, rows, 0, now)  # type: ignore[arg-type]  # may hold None until it is parked
-        if all(map(all, stored)):  # a row is never empty, so truth means presence and costs least
-            self._enqueue(lane, batch)
-            return
         parked: set[int] = set()
-        for index, found in enumerate(stored):
-            parked.update([number for number, row in zip(batch.callers(index), found, strict=True) if row is None])
-        if len(parked) == len(requests):
+        try:
+            for index, binding in enumerate(lane.model.plan.bindings):
+                stored.append(self.client.lookup(binding.view, _ids(requests, index), now))
+            rows = sum(map(rows_of, requests))
+            batch = Batch(requests, stored, rows, 0, now)  # type: ignore[arg-type]  # may hold None until it is parked
+            if not all(map(all, stored)):  # a row is never empty, so truth means presence and costs least
+                for index, found in enumerate(stored):
+                    callers = batch.callers(index)
+                    parked.update([number for number, row in zip(callers, found, strict=True) if row is None])
+        except Exception as error:  # noqa: BLE001 - a bug of ours; these requests end, the others go on
+            self._refuse_all(lane, requests, error)
+            return
+        if not parked:
+            self._enqueue(lane, batch)
+        elif len(parked) == len(requests):
             self._park(lane, batch, now)
         else:
             self._enqueue(lane, batch.pick([number for number in range(len(requests)) if number not in parked]))
@@ -330,6 +339,8 @@ class Pipeline:
         except RuntimeError as error:  # the client has been closed
             for request in batch.requests:
                 self._refuse(lane, request, Unavailable(f"the feature client does not take reads: {error}"))
+        except Exception as error:  # noqa: BLE001 - a bug of ours; these requests end, the others go on
+            self._refuse_all(lane, batch.requests, error)
         else:
             self.rows_parked += batch.rows
 
@@ -395,6 +406,8 @@ class Pipeline:
             if batch.requests:
                 self._run(lane, batch, now)
                 spent_s += runner.loop_s
+                if lane.failures > _FAILURES_MAX:
+                    break
         if queue.rows:
             desk.pump_is_due = True
             asyncio.get_running_loop().call_soon(self._pump_again, desk)
@@ -418,16 +431,30 @@ class Pipeline:
                 self._run_without(lane, batch, checked, taken)
                 return
             assembled = checked.assembled
+        inputs = assembled.inputs
+        if checked is not None and checked.replaced:
+            inputs = checks.shown(checked)  # type: ignore[union-attr]  # they made `checked`
         run = Run(lane, batch, assembled, checked, taken, self.monotonic())
         done = partial(self._computed, run)
-        lane.desk.runner.run(assembled.inputs, batch.rows, done, whole=not lane.batched, steady=lane.steady)
+        try:
+            lane.desk.runner.run(inputs, batch.rows, done, whole=not lane.batched, steady=lane.steady)
+        except Exception as error:  # noqa: BLE001 - a bug of ours; as `done` never raises, it has not been called
+            self._failed(lane, batch, error)
 
     def _run_without(self, lane: Lane, batch: Batch, checked: Checked, taken: float) -> None:
         """Refuse the requests that the checks do not let through, send others to the fallback model, run the rest."""
-        apart = set_apart(batch.requests, checked)
+        try:
+            apart = set_apart(batch.requests, checked)
+            refused = [
+                (batch.requests[number], RowRejected(lane.model.checks.why(checked, span)))  # type: ignore[union-attr]  # they made `checked`
+                for number, span in apart.refused
+            ]
+        except Exception as error:  # noqa: BLE001 - a bug of ours; nobody has been told anything yet
+            self._failed(lane, batch, error)
+            return
         self._violated(lane, checked, apart.gone)
-        for number, span in apart.refused:
-            self._refuse(lane, batch.requests[number], RowRejected(lane.model.checks.why(checked, span)))  # type: ignore[union-attr]  # they made `checked`
+        for request, why in refused:
+            self._refuse(lane, request, why)
         if apart.moved:
             self._fall_back(lane, [batch.requests[number] for number in apart.moved])
         if apart.rest:
@@ -436,42 +463,61 @@ class Pipeline:
     def _violated(self, lane: Lane, checked: Checked, rows: npt.NDArray[np.bool_]) -> None:
         """Count what is wrong with rows that get no answer from this model; answers bring theirs with them."""
         if checked.violations is not None:
-            self.violated(lane.model, checked.violations.only(rows))
+            try:
+                self.violated(lane.model, checked.violations.only(rows))
+            except Exception:  # noqa: BLE001 - a bug of ours is no reason to harm anybody
+                _log.exception("counting violated checks of model %s failed", lane.model.name)
 
     def _fall_back(self, lane: Lane, requests: Sequence[Request]) -> None:
         """Send whole requests to the fallback model, as if they had been asked of it; their answers name it."""
-        found = self.fallback(lane.model)
-        if found is None:
-            error = Unavailable(f"the fallback of model {lane.model.name} is not loaded")
+        try:
+            found = self.fallback(lane.model)
+            if found is None:
+                raise Unavailable(f"the fallback of model {lane.model.name} is not loaded")
+            model, reroute = found
+            sent = [reroute.request(request) for request in requests]
+        except Unavailable as error:
             for request in requests:
                 self._refuse(lane, request, error)
             return
-        model, reroute = found
+        except Exception as error:  # noqa: BLE001 - a bug of ours; these requests end, the others go on
+            self._refuse_all(lane, requests, error)
+            return
         self._end(lane.desk, sum(map(rows_of, requests)))
-        sent = [reroute.request(request) for request in requests]
         # In a turn of its own: this may be in the middle of a run's pass, and the other model may run at once.
         asyncio.get_running_loop().call_soon(self.accept, model, sent, None if lane.sink is self.sink else lane.sink)
 
     def _computed(self, run: Run, ran: Ran) -> None:
-        lane, batch, checked = run.lane, run.batch, run.checked
-        error = ran.error or (_wrong_rows(ran, batch.rows) if lane.batched else None)
-        if error is not None:
-            self._failed(lane, batch, error)
+        """A run has ended. Never raises: whatever is wrong with what it gave, each of its requests is ended, once."""
+        lane, batch = run.lane, run.batch
+        if ran.error is not None:
+            self._failed(lane, batch, ran.error)
         else:
-            lane.failures = 0
-            outputs, violations = ran.outputs, None
-            if checked is not None:
-                violations = checked.violations
-                if checked.replaced:
-                    outputs = lane.model.checks.answers(checked, outputs)  # type: ignore[union-attr]  # they made `checked`
-            numbers = self.ids.take(len(batch.requests))
-            answers = Answers(lane.model, batch.requests, outputs, run.assembled, numbers, violations)
-            if run.assembled.rejected is not None:
-                answers = self._reject(lane, answers, run.assembled.rejected)
-            if answers.requests:
-                self._commit(run, ran, answers)
+            try:
+                answers = self._answers(run, ran)
+            except Exception as error:  # noqa: BLE001 - a graph's outputs and a check's values may be anything
+                self._failed(lane, batch, error)
+            else:
+                lane.failures = 0
+                if answers.requests:
+                    self._commit(run, ran, answers)
         if ran.threaded:
             self._pump(lane.desk)
+
+    def _answers(self, run: Run, ran: Ran) -> Answers:
+        """What a run gave, for those whom it may be given to. Who may not have it is refused as the last thing."""
+        lane, batch, checked = run.lane, run.batch, run.checked
+        if lane.batched and not by_rows(ran.outputs, batch.rows):
+            raise ValueError(f"the outputs have the shapes {shapes(ran.outputs)} for {batch.rows} rows")
+        outputs, violations = ran.outputs, None
+        if checked is not None:
+            violations = checked.violations
+            if checked.replaced:
+                outputs = lane.model.checks.answers(checked, outputs)  # type: ignore[union-attr]  # they made `checked`
+        numbers = self.ids.take(len(batch.requests))
+        answers = Answers(lane.model, batch.requests, outputs, run.assembled, numbers, violations)
+        rejected = run.assembled.rejected
+        return answers if rejected is None else self._reject(lane, answers, rejected)
 
     def _commit(self, run: Run, ran: Ran, answers: Answers) -> None:
         """Answer, at once or when the journal has it."""
@@ -480,15 +526,23 @@ class Pipeline:
             self._answer(run, ran, answers, computed)
             return
 
+        left = {*range(len(answers.requests))}
+
         def done(numbers: Sequence[int], error: HeadraceError | None) -> None:
+            numbers = [number for number in numbers if number in left]
+            left.difference_update(numbers)
             if error is not None:
                 for number in numbers:
                     self._refuse(run.lane, answers.requests[number], error)
-            else:
+            elif numbers:
                 some = answers if len(numbers) == len(answers.requests) else answers.pick(numbers)
                 self._answer(run, ran, some, computed)
 
-        self.keeping.commit(answers, _moments(run, answers, computed, computed), done)
+        try:
+            self.keeping.commit(answers, _moments(run, answers, computed, computed), done)
+        except Exception as error:  # noqa: BLE001 - a bug of ours; who has no answer yet is not to wait for ever
+            self._refuse_all(run.lane, [answers.requests[number] for number in sorted(left)], error)
+            left.clear()
 
     def _answer(self, run: Run, ran: Ran, answers: Answers, computed: float) -> None:
         try:
@@ -497,9 +551,10 @@ class Pipeline:
             self._refuse_all(run.lane, answers.requests, error)
             return
         rows = sum(map(rows_of, answers.requests))
-        self._end(run.lane.desk, rows)
-        # What nobody waits for comes after the answers are sent, at the end of this turn of the loop.
+        # What nobody waits for comes after the answers are sent, at the end of this turn of the loop; and before the
+        # model is forgotten, if these were its last.
         asyncio.get_running_loop().call_soon(self._observe, run, ran, answers, rows, (computed, self.monotonic()))
+        self._end(run.lane.desk, rows)
 
     def _observe(self, run: Run, ran: Ran, answers: Answers, rows: int, ends: tuple[float, float]) -> None:
         moments = _moments(run, answers, *ends)
@@ -510,21 +565,26 @@ class Pipeline:
     def _reject(self, lane: Lane, answers: Answers, rejected: npt.NDArray[np.bool_]) -> Answers:
         """Refuse the requests that have a rejected row; the answers of the others remain."""
         kept: list[int] = []
+        refused: list[tuple[Request, RowRejected]] = []
         start = 0
         for number, request in enumerate(answers.requests):
             span = slice(start, start + request.rows)
             start = span.stop
             if rejected[span].any():
-                self._refuse(lane, request, RowRejected(_without_features(answers, span)))
+                refused.append((request, RowRejected(_without_features(answers, span))))
             else:
                 kept.append(number)
-        return answers.pick(kept)
+        rest = answers.pick(kept)
+        for request, why in refused:
+            self._refuse(lane, request, why)
+        return rest
 
     def _failed(self, lane: Lane, batch: Batch, error: Exception) -> None:
-        """Find the request that made the run fail, unless the model fails whatever it gets."""
-        lane.failures += 1
-        if len(batch.requests) > 1 and lane.failures <= _FAILURES_MAX:
-            lane.desk.queue.put_halves(lane, batch)
+        """Find the requests that make the run fail; who fails alone is refused."""
+        if not isinstance(error, CallerError):
+            lane.failures += 1
+        if len(batch.requests) > 1:
+            lane.desk.queue.put_halves(lane, batch, alone=lane.failures > _FAILURES_MAX)
         else:
             self._refuse_all(lane, batch.requests, error)
 
@@ -548,7 +608,13 @@ class Pipeline:
 
     def _refuse(self, lane: Lane, request: Request, error: HeadraceError) -> None:
         self._end(lane.desk, request.rows)
-        lane.sink.refuse(request, error)
+        self._tell(lane, request, error)
+
+    def _tell(self, lane: Lane, request: Request, error: HeadraceError) -> None:
+        try:
+            lane.sink.refuse(request, error, lane.model)
+        except Exception:  # noqa: BLE001 - a bug of ours; its neighbours are told all the same
+            _log.exception("a request of model %s could not be refused", lane.model.name)
 
     def _end(self, desk: Desk, rows: int) -> None:
         """So many rows have their answer."""
@@ -576,14 +642,6 @@ def _ids(requests: Sequence[Request], index: int) -> Sequence[Id]:
     for request in requests:
         ids += request.ids[index]
     return ids
-
-
-def _wrong_rows(ran: Ran, rows: int) -> Exception | None:
-    """The rows of an output are dealt out by position, so there must be as many as there were rows of input."""
-    if all(len(output) == rows for output in ran.outputs):
-        return None
-    shapes = ", ".join(str(np.shape(output)) for output in ran.outputs)
-    return ValueError(f"the outputs have the shapes {shapes} for {rows} rows")
 
 
 def _moments(run: Run, answers: Answers, computed: float, answered: float) -> Moments:

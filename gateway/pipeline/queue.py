@@ -12,7 +12,7 @@ Invariants
   that failed come back beside the bound: they waited before.)
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Hashable, Sequence
 from typing import Generic, TypeVar
 
@@ -25,13 +25,14 @@ Lane = TypeVar("Lane", bound=Hashable)
 
 
 class _Level(Generic[Lane]):
-    """What waits with one priority. `halves` goes first and is never merged."""
+    """What waits with one priority. `halves` goes first and is never merged; what is `alone` is run one by one."""
 
     __slots__ = ("halves", "kinds", "passed_over")
 
     def __init__(self) -> None:
-        self.halves: deque[tuple[Lane, Batch]] = deque()
-        self.kinds: dict[Hashable, tuple[Lane, deque[Batch]]] = {}
+        self.halves: deque[tuple[Lane, Batch, bool]] = deque()
+        # Not a dict: to find its first key takes as many steps as keys were deleted in front of it.
+        self.kinds: OrderedDict[Hashable, tuple[Lane, deque[Batch]]] = OrderedDict()
         self.passed_over = 0
 
     def __bool__(self) -> bool:
@@ -90,16 +91,15 @@ class RunQueue(Generic[Lane]):
         else:
             waiting[1].append(batch)
 
-    def put_halves(self, lane: Lane, batch: Batch) -> None:
+    def put_halves(self, lane: Lane, batch: Batch, *, alone: bool = False) -> None:
         """Add the two halves of a batch in front, to be run apart: some request in it makes the model fail.
 
-        Halving finds one bad request among n in 2 log n runs.
+        Halving finds one bad request among n in 2 log n runs, and n of them in 2 n. With `alone` nothing of it is run
+        but single requests: n runs, whoever is bad.
         """
         self._spill()
-        end = len(batch.requests)
         self.rows += batch.rows
-        for half in (range(end // 2, end), range(end // 2)):
-            self._levels[batch.level - 1].halves.appendleft((lane, batch.pick(half)._replace(parked=0)))
+        _halve(self._levels[batch.level - 1].halves, lane, batch._replace(parked=0), alone=alone)
 
     def take(self, rows_max: int) -> tuple[Lane, Batch]:
         """The next batch: what waits of one level and kind, up to `rows_max` rows but at least what was put at once."""
@@ -110,14 +110,17 @@ class RunQueue(Generic[Lane]):
             return only[0], only[1]
         level = self._levels[0] if len(self._levels) == 1 else self._next_level()
         if level.halves:
-            lane, batch = level.halves.popleft()
+            lane, batch, alone = level.halves.popleft()
+            while alone and len(batch.requests) > 1:
+                _halve(level.halves, lane, batch, alone=True)
+                lane, batch, alone = level.halves.popleft()
         else:
             kind, (lane, waiting) = next(iter(level.kinds.items()))
             batch = _first(waiting, rows_max)
             if not waiting:
                 del level.kinds[kind]
             elif len(level.kinds) > 1:  # the others have their turn
-                level.kinds[kind] = level.kinds.pop(kind)
+                level.kinds.move_to_end(kind)
         self.rows -= batch.rows
         return lane, batch
 
@@ -128,6 +131,12 @@ class RunQueue(Generic[Lane]):
             level.passed_over += 1
         chosen.passed_over = 0
         return chosen
+
+
+def _halve(halves: deque[tuple[Lane, Batch, bool]], lane: Lane, batch: Batch, *, alone: bool) -> None:
+    end = len(batch.requests)
+    for half in (range(end // 2, end), range(end // 2)):
+        halves.appendleft((lane, batch.pick(half), alone))
 
 
 def _first(waiting: deque[Batch], rows_max: int) -> Batch:

@@ -5,6 +5,9 @@
 
 A graph is *batched* when the first dimension of each of its inputs is the rows: free in all of them, or the same number
 in all. Any other graph is run once per request, on the arrays as they are.
+
+What else is checked of a shape: a dimension of size 0 ends the process in some operators of ONNX Runtime, and
+dimensions to which the graph gives one name have to be equal.
 """
 
 import math
@@ -40,6 +43,10 @@ def is_batched(signature: Signature) -> bool:
     if len(firsts) != 1 or firsts & {0, -1}:
         return False
     rows = firsts.pop()
+    if {spec.names[0] for spec in signature.inputs if spec.names} & {
+        name for spec in signature.inputs for name in spec.names[1:] if name
+    }:
+        return False  # as in a matrix of distances, [n, n]: more rows would be more columns
     return all(spec.shape[0] in {None, rows} for spec in signature.outputs if spec.shape)
 
 
@@ -53,11 +60,18 @@ class _Input(NamedTuple):
     spec: TensorSpec
 
 
+class _Alike(NamedTuple):
+    """Dimensions that the graph gives one name: (which input, which dimension of its row or of the whole)."""
+
+    name: str
+    places: tuple[tuple[int, int], ...]
+
+
 class TensorPlan:
     """A graph's signature as a plan. Where `batched` the first dimension of each array is the rows of the request."""
 
-    __slots__ = ("_inputs", "_static", "batched", "bindings", "columns", "context", "entities", "matrices", "model",
-                 "outputs", "steady")  # fmt: skip
+    __slots__ = ("_alike", "_inputs", "_static", "batched", "bindings", "columns", "context", "entities", "matrices",
+                 "model", "outputs", "steady")  # fmt: skip
 
     def __init__(self, model: str, signature: Signature, batched: bool) -> None:
         self.model = model
@@ -75,6 +89,7 @@ class TensorPlan:
         shapes = [tuple(size for size in one.shape or () if size is not None) for one in self._inputs]
         self.steady = shapes == [one.shape for one in self._inputs]
         self._static = tuple(shapes) if self.steady else ()
+        self._alike = _alike(signature, 1 if batched else 0)
         self.bindings: tuple[Binding, ...] = ()
         self.entities: Mapping[str, str] = {}
         self.context: tuple[ContextColumn, ...] = ()
@@ -107,6 +122,7 @@ class TensorPlan:
                 self._explain_input(one, array)
             shapes.append(shape)
             packed.append([*array.ravel().tolist()] if one.dtype.hasobject else array.tobytes())
+        self._check_alike(shapes, asked)
         if rows > rows_max:
             raise LimitExceeded(f"the request has {rows} rows, the limit rows_max is {rows_max}", limit="rows_max")
         chosen = chosen_outputs(self.model, self.outputs, asked.outputs) if asked.outputs else ()
@@ -171,15 +187,43 @@ class TensorPlan:
                 field=one.name,
             )
         raise InvalidRequest(
-            f"input {one.name} has the shape {list(array.shape)}, the graph takes {one.spec}", field=one.name
+            f"input {one.name} has the shape {list(array.shape)}, the graph takes {one.spec}"
+            + (", and a dimension that it leaves free is at least 1" if 0 in array.shape else ""),
+            field=one.name,
         )
+
+    def _check_alike(self, shapes: Sequence[tuple[int, ...]], asked: Asked) -> None:
+        for name, places in self._alike:
+            if len({shapes[index][place] for index, place in places}) > 1:
+                inputs = [self._inputs[index] for index in dict.fromkeys(index for index, _ in places)]
+                said = ", ".join(f"{one.name} {list(asked.context[one.name].shape)}" for one in inputs)
+                takes = ", ".join(_named(one.spec) for one in inputs)
+                message = f"the dimension {name!r} is not the same: {said}; the graph takes {takes}"
+                raise InvalidRequest(message, field=inputs[-1].name)
 
 
 def _matches(shape: tuple[int, ...], wanted: tuple[int | None, ...] | None) -> bool:
-    """Whether a shape is the graph's where that is fixed."""
+    """Whether a shape is the graph's where that is fixed, and not 0 where it is not."""
     if wanted is None:
-        return True
-    return len(shape) == len(wanted) and all(size in {None, given} for given, size in zip(shape, wanted, strict=True))
+        return 0 not in shape
+    return len(shape) == len(wanted) and all(
+        given == size or (size is None and given > 0) for given, size in zip(shape, wanted, strict=True)
+    )
+
+
+def _alike(signature: Signature, skipped: int) -> tuple[_Alike, ...]:
+    """The dimensions that are named more than once, but for the first `skipped` ones."""
+    found: dict[str, list[tuple[int, int]]] = {}
+    for index, spec in enumerate(signature.inputs):
+        for place, name in enumerate(spec.names[skipped:]):
+            if name:
+                found.setdefault(name, []).append((index, place))
+    return tuple(_Alike(name, tuple(places)) for name, places in found.items() if len(places) > 1)
+
+
+def _named(spec: TensorSpec) -> str:
+    shape = [name or ("?" if size is None else str(size)) for name, size in zip(spec.names, spec.shape, strict=True)]
+    return f"{spec.name}: {spec.dtype}[{', '.join(shape)}]"
 
 
 def _joined(parts: Sequence[bytes | list[str]], dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> Array:

@@ -91,3 +91,5 @@ class MonitorSnapshot:
     """The newest sliding window of each stream."""
     sinks: Mapping[str, SinkState] = field(default_factory=dict)
     """The journal's sinks by their names."""
+    tumbling: Mapping[StreamKey, WindowDrift] = field(default_factory=dict)
+    """The newest tumbling window of each stream."""

@@ -56,3 +56,5 @@ class FailureReport(NamedTuple):
     request_id: str = ""
     request: Request | None = None
     """None when the request could not be bound to a model."""
+    bound: object = None
+    """The model that `request` is bound to, which says whose ids it has."""

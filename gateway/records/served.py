@@ -60,6 +60,11 @@ class Broken(Protocol):
         ...
 
     @property
+    def verdicts(self) -> npt.NDArray[np.uint8]:
+        """[rows]: what became of each, `OK` to `REJECTED` of `gateway.records.violations`."""
+        ...
+
+    @property
     def changed(self) -> Sequence[tuple[int, Array, Array]]:
         """(index in `columns`, rows, their values before a policy changed them)."""
         ...
@@ -104,3 +109,6 @@ class Failed(NamedTuple):
     request_id: str
     request: Request | None
     """None when the request could not be bound to a model."""
+    version: int = 0
+    """0 where the request had not got so far."""
+    variant: str = ""

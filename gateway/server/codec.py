@@ -21,7 +21,7 @@ from gateway.records.errors import InvalidRequest
 from gateway.records.request import Array, Asked, Request
 from gateway.records.tensors import from_array, to_array
 from gateway.records.violations import FALLBACK, Violations, said
-from gateway.server.skeleton import SKELETON_ROWS_MAX, SKELETONS_MAX, Layout, Skeleton
+from gateway.server.skeleton import Layout, Skeleton, Skeletons
 from headrace.v1 import prediction_pb2 as pb
 from headrace.v1 import tensor_pb2
 
@@ -43,6 +43,9 @@ def parse(payload: bytes | memoryview) -> pb.PredictRequest:
 
 def to_asked(message: pb.PredictRequest, rows_max: int) -> Asked:
     """The parts of a request that a plan binds. What is sure to have more than `rows_max` rows is not decoded."""
+    for field, count in (("entities", len(message.entities)), ("outputs", len(message.outputs))):
+        if count > _TENSORS_MAX:
+            raise InvalidRequest(f"{field} has {count} entries, the most is {_TENSORS_MAX}", field=field)
     return Asked(
         ids_by_name(message.entities),
         _arrays("context", message.context, rows_max) if message.context else {},
@@ -86,7 +89,7 @@ class Encoder:
         self._own_id_head = _request_id_prefix(2 * _ID_BYTES) + prefix.hex().encode()
         # Strings differ in size, and the outputs of a graph without rows are one request's, whole.
         self._constant_size = model.plan.batched and not any(spec.dtype == "string" for spec in model.signature.outputs)
-        self._skeletons: dict[tuple[int, tuple[tuple[int, ...], ...]], Skeleton] = {}
+        self._skeletons = Skeletons()
 
     def encode(self, answers: Answers) -> Iterator[tuple[Request, bytes]]:
         """Yield each request with the bytes of its answer."""
@@ -157,12 +160,7 @@ class Encoder:
             layout.add_bytes(ages, age_field)
         blank_id = self._prefix + bytes(8)
         layout.add(pb.PredictResponse(prediction_id=blank_id), ("number", np.dtype(">u8"), ()))
-        skeleton = layout.skeleton()
-        if rows <= SKELETON_ROWS_MAX:
-            if len(self._skeletons) >= SKELETONS_MAX:
-                self._skeletons.clear()
-            self._skeletons[rows, shapes] = skeleton
-        return skeleton
+        return self._skeletons.keep((rows, shapes), layout.skeleton())
 
     def _whole(self, answers: Answers, ages: Ages, request: Request, span: slice) -> bytes:
         """Build the message field by field: for a selection of outputs, for strings, and with features."""

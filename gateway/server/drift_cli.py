@@ -14,6 +14,8 @@ from gateway.server import settings as settings_file
 from gateway.server.command import console, stop
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from gateway.monitor.comparison import Span, Stream
     from gateway.validation.options import DriftOptions
 
@@ -30,7 +32,13 @@ _COLOURS = {"drifted": "bold red", "shifted": "yellow", "stable": "green", "few"
 @click.option("--model", required=True, help="The model.")
 @click.option("--version", type=int, help="One of its versions; all by default.")
 @click.option("--variant", help="One of its variants; all by default.")
-@click.option("--journal", type=click.Path(exists=True, file_okay=False, path_type=Path), help="The journal's folder.")
+@click.option(
+    "--journal",
+    "journals",
+    multiple=True,
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The journal's folder. Name those of several replicas to compare their rows together.",
+)
 @click.option(
     "--models",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
@@ -52,7 +60,7 @@ def drift(
     model: str,
     version: int | None,
     variant: str | None,
-    journal: Path | None,
+    journals: tuple[Path, ...],
     models: Path | None,
     since: str,
     window: str | None,
@@ -65,16 +73,19 @@ def drift(
         from gateway.monitor.comparison import compare
         from gateway.validation.profile import ProfileError
     except ImportError as error:
-        stop(f"drift needs more packages: pip install 'headrace[monitor]' ({error})")
-    journal, models = _folders(config, journal, models)
+        stop(f"drift needs more packages: pip install 'headrace[journal]' ({error})")
+    journals, models = _folders(config, journals, models)
     options = _options(level)
-    span = _span(journal, model, since, window)
+    span = _span(journals, model, since, window, version=version, variant=variant)
+    problems: list[str] = []
     try:
-        streams = compare(journal, models, model, span, version=version, variant=variant)
+        streams = compare(journals, models, model, span, version=version, variant=variant, problem=problems.append)
     except (ProfileError, OSError, ValueError) as error:
         stop(str(error))
+    for problem in dict.fromkeys(problems):
+        click.echo(problem, err=True)
     if not streams:
-        stop(f"{journal} has no rows of {model} in this span; --since all takes every row")
+        stop(f"{_named(journals)}: no rows of {model} to compare in this span; --since all takes every row")
     if html is not None:
         from gateway.monitor.report import render
 
@@ -118,16 +129,21 @@ def _number(value: float) -> str:
     return "-" if value != value else f"{value:.4g}"  # noqa: PLR0124  # NaN: a column of categories
 
 
-def _folders(config: Path | None, journal: Path | None, models: Path | None) -> tuple[Path, Path]:
+def _named(journals: "Sequence[Path]") -> str:
+    return ", ".join(map(str, journals))
+
+
+def _folders(config: Path | None, journals: tuple[Path, ...], models: Path | None) -> tuple[tuple[Path, ...], Path]:
     """The folders that were named, and for the others those of the settings."""
-    if journal is None or models is None:
+    if not journals or models is None:
         settings = settings_file.load(config or Path("headrace.yaml"))
         options = getattr(settings, "journal", None)
-        journal = journal or (options.path if options is not None else None)
+        journals = journals or ((options.path,) if options is not None else ())
         models = models or settings.models
-    if journal is None:
+    if not journals:
         stop("no journal: name its folder with --journal")
-    return journal, models
+    # A folder that is named twice is counted once.
+    return tuple({path.resolve(): path for path in journals}.values()), models
 
 
 def _options(level: float | None) -> "DriftOptions":
@@ -139,14 +155,16 @@ def _options(level: float | None) -> "DriftOptions":
         raise click.BadParameter(str(error), param_hint="--level") from error
 
 
-def _span(journal: Path, model: str, since: str, window: str | None) -> "Span":
+def _span(
+    journals: "Sequence[Path]", model: str, since: str, window: str | None, *, version: int | None, variant: str | None
+) -> "Span":
     from gateway.monitor.comparison import Span, whole_span
 
     now_ms = time.time_ns() // 1_000_000
     if since == "all":
-        whole = whole_span(journal, model)
+        whole = whole_span(journals, model, version=version, variant=variant)
         if whole is None:
-            stop(f"{journal} has no rows of {model}")
+            stop(f"{_named(journals)} has no rows of {model}")
         start_ms, end_ms = whole.start_ms, whole.end_ms
     else:
         length_ms = _length_ms(since)
@@ -158,7 +176,9 @@ def _span(journal: Path, model: str, since: str, window: str | None) -> "Span":
         end_ms = min(end_ms, start_ms + length_ms)
     if end_ms <= start_ms:
         raise click.BadParameter(f"{since!r} is not in the past", param_hint="--since")
-    return Span(start_ms, end_ms)
+    asked = Span(start_ms, end_ms)
+    # Parts are cut from the first row on: ten minutes of traffic are one part of a day, and one part has no verdict.
+    return whole_span(journals, model, within=asked, version=version, variant=variant) or asked
 
 
 def _length_ms(text: str) -> int | None:

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from featureclient.schema import ConfigError, Problem
-from gateway.inference import Model, ModelRepository, Swap
+from gateway.inference import Model, ModelRepository, Swap, fallbacks
 from gateway.plan import FeaturePlan, PlanError
 from gateway.records.errors import ModelNotFound
-from gateway.validation.fallback import Reroute, circle
+from gateway.validation.fallback import Reroute
 
 
 class Fallbacks:
@@ -37,31 +37,12 @@ class Fallbacks:
 
     def check(self, folder: Path) -> None:
         """Raise ConfigError when a fallback of the models that serve is missing, does not fit, or leads in a circle."""
-        if wrong := self._problems():
-            raise ConfigError([Problem(str(folder), 0, "validation.fallback", said) for said in wrong])
+        if wrong := fallbacks.problems(self._models):
+            raise ConfigError([Problem(str(folder), 0, "validation.fallback", str(one)) for one in wrong])
 
     def on_swap(self, swap: Swap) -> None:
         """Other versions serve: who stood in for whom is found again."""
         self._known.clear()
-
-    def _problems(self) -> list[str]:
-        wrong = []
-        names: dict[str, str] = {}
-        for model in self._models:
-            name = None if model.checks is None else model.checks.fallback_model
-            if name is None:
-                continue
-            names[model.name] = name
-            try:
-                other = self._models.latest(name)
-                if isinstance(model.plan, FeaturePlan) and isinstance(other.plan, FeaturePlan):
-                    Reroute.compile(model.plan, other.plan)
-                else:
-                    wrong.append(f"model {model.name} falls back to {name}, which has no manifest")
-            except (ModelNotFound, PlanError) as error:
-                wrong.append(f"model {model.name} falls back to {name}: {error}")
-        way = circle(names)
-        return wrong + ([f"models fall back in a circle: {' -> '.join(way)}"] if way else [])
 
     def forget(self, model: Model) -> None:
         """A model is gone: hold it no longer."""

@@ -51,6 +51,10 @@ class Like(Protocol):
     around: Callable[[Any], wire.Holes]
     fixed: wire.Holes
 
+    def request(self, caller: Caller, payload: bytes | memoryview, arrived: float, deadline: float) -> Request | None:
+        """The request of a payload that fits. None when a hole holds what it may not."""
+        ...
+
 
 F = TypeVar("F", bound=Like)
 F_co = TypeVar("F_co", bound=Like, covariant=True)
@@ -125,6 +129,9 @@ class Form:
 
     __slots__ = ("_columns", "_context", "_holes", "_only", "_request_id", "_rest",
                  "around", "fixed", "model")  # fmt: skip
+    around: Callable[[Any], wire.Holes]
+    fixed: wire.Holes
+    model: Model
     BYTES_MAX = FORM_BYTES_MAX
 
     @staticmethod

@@ -8,6 +8,7 @@ Each version of a model has its schema from the moment that it serves until it h
 import logging
 import time
 from collections.abc import Callable, Iterable
+from typing import cast
 
 from gateway.inference import Model, Swap
 from gateway.inference.pinned import sources_of
@@ -18,7 +19,10 @@ from gateway.pipeline.run import Done, Keeping
 from gateway.plan import FeaturePlan
 from gateway.records.errors import Unavailable
 from gateway.records.report import FailureReport
+from gateway.records.request import Request
 from gateway.records.served import Failed, Moments, Served
+from gateway.server.oip.caller import Styled
+from gateway.transport.call import Call
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +68,7 @@ class Keeper:
 
     def offer(self, answers: Answers, moments: Moments) -> None:
         """Keep answers that have been sent."""
+        _let_go(answers.requests)
         self.journal.offer(self._schema(answers.model), self._served(answers, moments))
 
     def commit(self, answers: Answers, moments: Moments, done: Done) -> None:
@@ -78,9 +83,20 @@ class Keeper:
 
     def failed(self, report: FailureReport) -> None:
         """Keep a request that got an error."""
-        at_ms = int(self._wall_s() * 1000)
-        request_id, request = report.request_id, report.request
-        self.journal.fail(Failed(at_ms, report.model, report.code, report.message, request_id, request))
+        if report.request is not None:
+            _let_go([report.request])
+        model = report.bound if isinstance(report.bound, Model) else None
+        failed = Failed(
+            int(self._wall_s() * 1000),
+            report.model,
+            report.code,
+            report.message,
+            report.request_id,
+            report.request,
+            report.version,
+            "" if model is None else model.variant,
+        )
+        self.journal.fail(failed, None if model is None else self._schemas.get(model))
 
     def _schema(self, model: Model) -> JournalSchema:
         schema = self._schemas.get(model)
@@ -96,7 +112,6 @@ class Keeper:
                 graph_hash=model.facts.sha256,
                 sources=_sources(model),
             )
-            self.journal.register(schema)
         return schema
 
     def _served(self, answers: Answers, moments: Moments) -> Served:
@@ -113,6 +128,14 @@ class Keeper:
             answers.violations,
             moments,
         )
+
+
+def _let_go(requests: Iterable[Request]) -> None:
+    """Let go of what came over the wire: the calls have ended, and wait for the journal without it."""
+    for request in requests:
+        caller = request.caller
+        call = cast("Call", caller.call if type(caller) is Styled else caller)
+        call.payload = b""
 
 
 def _sources(model: Model) -> dict[str, str]:

@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 )
 @click.option("--since", type=click.DateTime(), help="Of the journal: from this time on, UTC.")
 @click.option("--until", type=click.DateTime(), help="Of the journal: before this time, UTC.")
+@click.option(
+    "--served-by",
+    type=click.IntRange(min=0),
+    help="Of the journal: what this version served, where --version has served nothing yet. Outputs are its own.",
+)
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Where to; else beside the graph.")
 @command
 async def profile(
@@ -47,6 +52,7 @@ async def profile(
     journal: Path | None,
     since: datetime | None,
     until: datetime | None,
+    served_by: int | None,
     out: Path | None,
 ) -> None:
     """Write the reference profile of a model version, in one pass over its training data."""
@@ -56,14 +62,14 @@ async def profile(
         from gateway.training.profiling import ProfilingError, Subject, write
         from gateway.training.tables import TableError
     except ModuleNotFoundError as error:
-        stop(f"{error.name} is not installed: pip install 'headrace[profile]'")
+        stop(f"{error.name} is not installed: pip install 'headrace[journal]'")
     settings = settings_file.load(config)
     if settings.transform_path is not None and str(settings.transform_path) not in sys.path:
         sys.path.insert(0, str(settings.transform_path))
     catalogue = Catalogue.load(settings.catalogue)
     try:
         subject = Subject.open(settings.models, model, version, catalogue, resolver(settings.transform_modules))
-        made = _made(subject, _opened(subject, data, journal, since, until))
+        made = _made(subject, _opened(subject, data, journal, since=since, until=until, served_by=served_by))
     except (ProfilingError, TableError) as error:
         stop(str(error))
     path = out or subject.path
@@ -73,14 +79,21 @@ async def profile(
 
 
 def _opened(
-    subject: "Subject", data: Path | None, journal: Path | None, since: datetime | None, until: datetime | None
+    subject: "Subject",
+    data: Path | None,
+    journal: Path | None,
+    *,
+    since: datetime | None,
+    until: datetime | None,
+    served_by: int | None,
 ) -> "Table":
     from gateway.training.tables import open_files, open_journal
 
     if data is not None:
         return open_files(data, {name: column.dtype for name, column in subject.plan.columns.items()})
     assert journal is not None
-    return open_journal(journal, subject.plan, subject.version, _utc(since), _utc(until))
+    version = subject.version if served_by is None else served_by
+    return open_journal(journal, subject.plan, version, _utc(since), _utc(until))
 
 
 def _made(subject: "Subject", table: "Table") -> "Profile":

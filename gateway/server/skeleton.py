@@ -4,6 +4,7 @@ The generated classes serialise the constant parts once; numpy fills the values 
 """
 
 import math
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,8 +12,9 @@ from google.protobuf.message import Message
 
 SKELETONS_MAX = 512
 """Skeletons of one model. When there would be more, all are forgotten."""
-SKELETON_ROWS_MAX = 256
-"""Rows up to which a blank answer is kept; for more it is a small part of the work, and many would take much memory."""
+SKELETON_BYTES_MAX = 64 << 10
+"""Up to which a blank answer is kept. Making a larger one is a small part of the work, and many would take much memory:
+callers decide on the sizes."""
 
 
 class Skeleton(NamedTuple):
@@ -20,6 +22,27 @@ class Skeleton(NamedTuple):
 
     blank: bytes
     dtype: np.dtype[np.void]
+
+
+class Skeletons:
+    """The skeletons of one model by what makes answers alike: how many rows, which shapes."""
+
+    __slots__ = ("_kept", "get")
+
+    def __init__(self) -> None:
+        self._kept: dict[Hashable, Skeleton] = {}
+        self.get = self._kept.get
+
+    def __repr__(self) -> str:
+        return f"<Skeletons {len(self._kept)}, {sum(len(one.blank) for one in self._kept.values())} bytes>"
+
+    def keep(self, key: Hashable, skeleton: Skeleton) -> Skeleton:
+        """The same skeleton; kept for the next time, unless it is large."""
+        if len(skeleton.blank) <= SKELETON_BYTES_MAX:
+            if len(self._kept) >= SKELETONS_MAX:
+                self._kept.clear()
+            self._kept[key] = skeleton
+        return skeleton
 
 
 class Layout:

@@ -50,7 +50,10 @@ class Swaps:
         for model in swap.added:
             self.telemetry.expect(model.name, [binding.view.ref for binding in model.plan.bindings])
         for on_swap in self._tells:
-            on_swap(swap)
+            try:
+                on_swap(swap)
+            except Exception:  # noqa: BLE001 - a bug of ours; what was removed has to drain all the same
+                _log.exception("telling of a swap failed")
         self.draining.update(swap.removed)
         for model in swap.removed:
             self.pipeline.drain(model, partial(self._drained, model))
@@ -59,7 +62,10 @@ class Swaps:
 
     def _drained(self, model: Model) -> None:
         for forget in self._forgets:
-            forget(model)
+            try:
+                forget(model)
+            except Exception:  # noqa: BLE001 - a bug of ours; the model has to be put away all the same
+                _log.exception("forgetting %s/%d failed", model.name, model.version)
         self.models.retire(model)
         self.draining.discard(model)
         _log.info("%s/%d has answered its last request", model.name, model.version)

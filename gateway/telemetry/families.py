@@ -231,8 +231,8 @@ def turned_away_family(counts: Mapping[int, int]) -> Metric:
 
 
 def drift_families(snapshot: MonitorSnapshot) -> Iterator[Metric]:
-    """The newest sliding window of each stream against its reference. Labels are of models and their profiles."""
-    stream = ("model", "version", "variant")
+    """The newest windows of each stream against its reference. Labels are of models and their profiles."""
+    stream = ("model", "version", "variant", "window")
     numbers = {
         "psi": "Population stability index of the column against its reference.",
         "psi_excess": "The same, less what sampling alone gives so many rows.",
@@ -251,8 +251,8 @@ def drift_families(snapshot: MonitorSnapshot) -> Iterator[Metric]:
     )
     rows = GaugeMetricFamily("headrace_drift_window_rows", "Rows of the window, as sampled.", labels=stream)
     end = GaugeMetricFamily("headrace_drift_window_end_seconds", "When the window's last row was.", labels=stream)
-    for key, window in snapshot.streams.items():
-        labels = (key.model, str(key.version), key.variant)
+    for key, window in (*snapshot.streams.items(), *snapshot.tumbling.items()):
+        labels = (key.model, str(key.version), key.variant, window.kind)
         rows.add_metric(labels, window.rows)
         end.add_metric(labels, window.end_ms / 1000)
         for column in window.columns:

@@ -21,11 +21,12 @@ class Stands(Protocol):
 
 
 class Loads(Protocol):
-    """How loads of versions ended; `seconds` are those of loads that succeeded."""
+    """How loads of versions ended; `seconds` are those of loads that succeeded, `reasons` are (model, reason)."""
 
     loaded: int
     failed: int
     seconds: float
+    reasons: dict[tuple[str, str], int]
 
 
 class Repository(NamedTuple):
@@ -56,6 +57,14 @@ def repository_families(found: Repository) -> Iterator[Metric]:
     loads.add_metric(("loaded",), found.loads.loaded)
     loads.add_metric(("failed",), found.loads.failed)
     yield loads
+    failures = CounterMetricFamily(
+        "headrace_model_load_failures",
+        "Loads that failed, by what they failed for; the log and `headrace models` have the words.",
+        labels=("model", "reason"),
+    )
+    for (name, reason), count in found.loads.reasons.copy().items():
+        failures.add_metric((name, reason), count)
+    yield failures
     seconds = SummaryMetricFamily(
         "headrace_model_load_seconds", "What loads took that succeeded, from the file to the last warm-up run."
     )

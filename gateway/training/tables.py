@@ -19,11 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
-from featureclient.schema import DType, status
+from featureclient.schema import DType
 from gateway.journal import reader
 from gateway.journal.schema import JournalSchema, metadata_of
 from gateway.plan.column import Derived
 from gateway.plan.plan import FeaturePlan
+from gateway.validation.compiler import columns_read
 
 BATCH_ROWS = 16_384
 """Rows that are held at a time."""
@@ -82,7 +83,9 @@ def open_journal(
             if kept.num_rows:
                 yield _as_table(kept, plan, columns)
 
-    names = [name for name, column in plan.columns.items() if not isinstance(column.source, Derived)]
+    # What nothing reads is in the views and not in the journal.
+    read = {*columns_read(plan), *(name for one in plan.transforms for name in one.parameters.values())}
+    names = [name for name, column in plan.columns.items() if name in read and not isinstance(column.source, Derived)]
     return Table(f"journal {folder.name}", None, names, batches)
 
 
@@ -108,7 +111,7 @@ class _Journal:
                     yield from (batch for batch, _ in segment.read_from())
 
     def _wanted(self, schema: JournalSchema) -> bool:
-        if schema.version != self.version:
+        if schema.version != self.version or schema.of_tensors:
             return False
         known = {binding.ref: binding.fingerprint for binding in schema.bindings}
         for binding in self.plan.bindings:
@@ -163,7 +166,5 @@ def _nulls(batch: pa.RecordBatch, plan: FeaturePlan, name: str) -> npt.NDArray[n
     view = next(binding.view for binding in plan.bindings if binding.alias == alias)
     byte, bit = divmod([one.name for one in view.columns].index(column), 8)
     bits = batch.column(f"null.{alias}").to_pylist()
-    null = np.fromiter((one is not None and bool(one[byte] >> bit & 1) for one in bits), np.bool_, len(bits))
-    codes = batch.column(f"status.{alias}").to_numpy(zero_copy_only=False) & status.OUTCOME_MASK
-    # A row that stands for one that is not there has no nulls: its values are its defaults.
-    return null & np.isin(codes, (status.PRESENT, status.STALE, status.COMPUTED))
+    # As training data has them and as drift counts them: a row that was not there has nulls in all of its columns.
+    return np.fromiter((one is not None and bool(one[byte] >> bit & 1) for one in bits), np.bool_, len(bits))

@@ -145,6 +145,20 @@ class Checks:
                 return self._examined(assembled)
         return Checked(assembled, None)
 
+    def shown(self, checked: Checked) -> dict[str, Array]:
+        """The inputs of the run: rows whose outputs are not to be the model's are blank, as those of a trial run are.
+
+        So nothing in them can make the run fail, and their neighbours with it. Call it where `checked.replaced`.
+        """
+        unseen = [rows for rows in (checked.emptied, checked.constant) if rows is not None]
+        away = np.logical_or.reduce(unseen)
+        shown = {}
+        for name, blank in self.plan.blank(1).items():
+            array = checked.assembled.inputs[name].copy()
+            array[away] = blank
+            shown[name] = array
+        return shown
+
     def answers(self, checked: Checked, outputs: Sequence[Array]) -> list[Array]:
         """The outputs with the rows that are not the model's replaced; call it where `checked.replaced`."""
         answered = []

@@ -43,10 +43,10 @@ class Reference:
     @classmethod
     def of(cls, kind: Kind, column: ColumnProfile) -> "Reference":
         """Return the reference that a profile's column is."""
-        values = column.count - column.nulls - column.nans
+        values = column.count - column.nulls - column.nans - column.infinities
         if column.edges:
             binning = Binning.numeric(column.edges)
-            counts = binning.spread(column.edges, column.shares, values - column.infinities)
+            counts = binning.spread(column.edges, column.shares, values)
         elif column.categories:
             binning = Binning.named(column.categories)
             held = np.array([*column.categories.values(), column.other])
@@ -54,9 +54,9 @@ class Reference:
         else:
             binning = Binning.between(())
             counts = np.array([values], np.int64)
-        finite = values - column.infinities if column.mean is not None else 0
+        finite = values if column.mean is not None else 0
         total = (column.mean or 0.0) * finite
-        return cls(kind, binning, Histogram(counts, column.nulls + column.nans, total, finite))
+        return cls(kind, binning, Histogram(counts, column.count - values, total, finite))
 
 
 def references(profile: Profile) -> dict[str, Reference]:

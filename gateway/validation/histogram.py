@@ -6,7 +6,7 @@ Invariants
 - Two histograms of one binning add up to the histogram of both samples together, whoever counted them and in whichever
   order. Windows, workers and replicas are merged by this and never by averages.
 - Every value falls into exactly one bin: the outer bins are open, so what lies outside the reference's range is counted
-  and not lost. NaN and null are counted as nulls.
+  and not lost. NaN, infinities and null are counted as nulls: a profile has no bins for infinities either.
 - A bin is [lower, upper). Edges that are equal in the reference, since many of its values are, become one bin for that
   value, so a change in the share of a frequent value is seen.
 """
@@ -120,18 +120,12 @@ class Histogram:
         if values.dtype.kind not in "fiu":
             values = values.astype(np.float64)
         ordered = np.sort(values)
-        known = len(ordered)
-        first, last = 0, known
         if values.dtype.kind == "f":
-            known, first, last = ordered.searchsorted(np.array([np.nan, -np.inf, np.inf], values.dtype)).tolist()
-            first = int(ordered.searchsorted(-np.inf, "right")) if known and ordered[0] == -np.inf else first
-        cuts = ordered[:known].searchsorted(_as(binning.edges, values.dtype))
-        return cls(
-            np.diff(cuts, prepend=0, append=known),
-            rows - known,
-            float(ordered[first:last].sum(dtype=np.float64)),
-            last - first,
-        )
+            first = int(ordered.searchsorted(values.dtype.type(-np.inf), "right"))
+            ordered = ordered[first : int(ordered.searchsorted(values.dtype.type(np.inf)))]
+        known = len(ordered)
+        cuts = ordered.searchsorted(_as(binning.edges, values.dtype))
+        return cls(np.diff(cuts, prepend=0, append=known), rows - known, float(ordered.sum(dtype=np.float64)), known)
 
     @classmethod
     def of_categories(cls, names: Iterable[str | None], counts: Iterable[int], binning: Binning) -> Self:

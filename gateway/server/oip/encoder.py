@@ -10,6 +10,7 @@ from itertools import groupby
 from operator import itemgetter
 
 import numpy as np
+import numpy.typing as npt
 
 from gateway.inference.model import Model
 from gateway.pipeline import Answers
@@ -18,7 +19,7 @@ from gateway.records.tensors import to_raw
 from gateway.server.oip import datatypes
 from gateway.server.oip.caller import Styled
 from gateway.server.oip.request import PLAIN, Style
-from gateway.server.skeleton import SKELETON_ROWS_MAX, SKELETONS_MAX, Layout, Skeleton
+from gateway.server.skeleton import Layout, Skeleton, Skeletons
 from headrace.inference import grpc_service_pb2 as pb
 
 PREDICTION_ID = "headrace_prediction_id"
@@ -38,7 +39,7 @@ class InferEncoder:
         self._prefix = prefix.hex()
         self._head = pb.ModelInferResponse(model_name=model.name, model_version=str(model.version)).SerializeToString()
         self._constant_size = [spec.dtype != "string" for spec in model.signature.outputs]
-        self._skeletons: dict[tuple[tuple[int, ...], tuple[tuple[int, ...], ...]], Skeleton] = {}
+        self._skeletons = Skeletons()
 
     def encode(self, answers: Answers) -> Iterator[tuple[Request, bytes]]:
         """Yield each request with the bytes of its answer."""
@@ -76,7 +77,7 @@ class InferEncoder:
         if skeleton is None:
             if not all(map(self._constant_size.__getitem__, chosen)) or not all(map(math.prod, shapes)):
                 return None
-            skeleton = self._build(chosen, shapes, outputs, rows)
+            skeleton = self._build(chosen, shapes, outputs)
         count = len(numbers) // _COUNTER_DIGITS
         data = bytearray(skeleton.blank * count)
         block = np.frombuffer(data, skeleton.dtype)
@@ -86,9 +87,7 @@ class InferEncoder:
         filled, size = bytes(data), len(skeleton.blank)
         return [filled[at : at + size] for at in range(0, count * size, size)]
 
-    def _build(
-        self, chosen: Sequence[int], shapes: tuple[tuple[int, ...], ...], outputs: Sequence[Array], rows: int
-    ) -> Skeleton:
+    def _build(self, chosen: Sequence[int], shapes: tuple[tuple[int, ...], ...], outputs: Sequence[Array]) -> Skeleton:
         """Serialise a blank answer with the generated classes, and find where its values are."""
         specs = self._model.signature.outputs
         named = pb.ModelInferResponse()
@@ -103,12 +102,7 @@ class InferEncoder:
         for index, (shape, output) in enumerate(zip(shapes, outputs, strict=True)):
             blank = bytes(output.dtype.itemsize * math.prod(shape))
             layout.add(pb.ModelInferResponse(raw_output_contents=[blank]), (f"output{index}", output.dtype, shape))
-        skeleton = layout.skeleton()
-        if rows <= SKELETON_ROWS_MAX:
-            if len(self._skeletons) >= SKELETONS_MAX:
-                self._skeletons.clear()
-            self._skeletons[tuple(chosen), shapes] = skeleton
-        return skeleton
+        return self._skeletons.keep((tuple(chosen), shapes), layout.skeleton())
 
     def _whole(
         self,
@@ -122,11 +116,12 @@ class InferEncoder:
         model, response = self._model, pb.ModelInferResponse()
         classes = dict(style.classes)
         for index in chosen:
-            values = answers.outputs[index][span] if model.plan.batched else answers.outputs[index]
-            if index in classes:
-                values = best_classes(values, classes[index])
+            name = model.signature.outputs[index].name
+            values = answers.outputs[index][span] if model.plan.batched else np.asarray(answers.outputs[index])
+            if name in classes and values.dtype.kind in "iuf":  # a fallback may give another dtype
+                values = best_classes(values, classes[name])
             response.outputs.add(
-                name=model.signature.outputs[index].name,
+                name=name,
                 datatype=datatypes.of_array(values.dtype).name,
                 shape=values.shape,
             )
@@ -146,12 +141,28 @@ def best_classes(values: Array, count: int) -> Array:
     """The `count` highest entries of each row as `value:index`, as Triton writes them: shape [rows, count]."""
     flat = values.reshape(len(values), -1)
     count = min(count, flat.shape[1])
-    best = np.argsort(-flat.astype(np.float64), axis=1, kind="stable")[:, :count]
-    form = "{:f}:{}" if flat.dtype.kind == "f" else "{}:{}"
-    texts = np.empty((len(flat), count), object)
-    for row, indexes in enumerate(best.tolist()):
-        texts[row] = [form.format(flat[row, index], index) for index in indexes]
-    return texts
+    best = _highest(flat, count)
+    found = np.take_along_axis(flat, best, axis=1).ravel().tolist()
+    form = "%f:%d" if flat.dtype.kind == "f" else "%d:%d"
+    texts = np.empty(best.size, object)
+    texts[:] = [form % pair for pair in zip(found, best.ravel().tolist(), strict=True)]
+    return texts.reshape(best.shape)
+
+
+def _highest(flat: Array, count: int) -> npt.NDArray[np.intp]:
+    """Where the `count` highest entries of each row are, in their order; of equals the first, and NaN last."""
+    low = -flat.astype(np.float64)
+    low[np.isnan(low)] = np.inf
+    if not count < low.shape[1]:
+        return np.argsort(low, axis=1, kind="stable")
+    # Sorting whole rows takes ten times as long as finding the last one that is in.
+    last = np.partition(low, count - 1, axis=1)[:, count - 1 : count]
+    better, equal = low < last, low == last
+    room = count - better.sum(axis=1, keepdims=True)
+    chosen = better | (equal & (equal.cumsum(axis=1) <= room))
+    where = np.nonzero(chosen)[1].reshape(-1, count)
+    order = np.argsort(np.take_along_axis(low, where, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(where, order, axis=1)
 
 
 @lru_cache(maxsize=1024)

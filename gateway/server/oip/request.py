@@ -1,7 +1,9 @@
 """ModelInferRequest -> what a plan binds: the inputs as arrays, and how the caller wants to be answered.
 
 Two kinds of inputs. One that is named after an entity column of the model's manifest makes the request one of entity
-ids: the other inputs are then context columns, and features are looked up. Otherwise the inputs are the graph's own.
+ids: the other inputs are then context columns, and features are looked up. So do inputs that are named exactly as the
+manifest's columns, though the graph's may have the same names: its transforms and checks are never passed by. Otherwise
+the inputs are the graph's own.
 """
 
 import math
@@ -25,6 +27,9 @@ STATUSES = "headrace_statuses"
 """The parameter of a request that asks for the status and the age of each view's rows."""
 _OURS = "headrace_"
 _INPUTS_MAX = 1024
+_OUTPUTS_MAX = 1024
+_CLASSES_OF_ALL_ROWS_MAX = 16_384
+"""Classes that a request may ask for, over all its rows and outputs. Each is a text, and writing one takes 0.5 us."""
 _PARAMETERS_MAX = 64
 _SEQUENCE = ("sequence_id", "sequence_start", "sequence_end")
 _FINAL = "triton_enable_empty_final_response"
@@ -34,8 +39,8 @@ _VERSION_DIGITS_MAX = 18
 class Style(NamedTuple):
     """What is unusual about the answer that a caller wants."""
 
-    classes: tuple[tuple[int, int], ...] = ()
-    """Outputs to give as their best classes: the output's index, and how many."""
+    classes: tuple[tuple[str, int], ...] = ()
+    """Outputs to give as their best classes: the output's name, for another model may answer, and how many."""
     statuses: bool = False
     final: bool = False
     """Say that the answer is the last one to its request."""
@@ -74,15 +79,19 @@ def resolve(models: ModelRepository, name: str, version: str) -> Model:
 
 def decode(message: pb.ModelInferRequest, model: Model, rows_max: int, classes_max: int) -> Decoded:
     """Everything that a plan does not check. Raises `InvalidRequest` and `LimitExceeded`."""
+    for field, count, most in (
+        ("inputs", len(message.inputs), _INPUTS_MAX),
+        ("outputs", len(message.outputs), _OUTPUTS_MAX),
+    ):
+        if count > most:
+            raise InvalidRequest(f"the request has {count} {field}, the most is {most}", field=field)
     names = [tensor.name for tensor in message.inputs]
-    if len(names) > _INPUTS_MAX:
-        raise InvalidRequest(f"the request has {len(names)} inputs, the most is {_INPUTS_MAX}", field="inputs")
-    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
-    if twice is not None:
+    if len({*names}) != len(names):
+        twice = next(name for index, name in enumerate(names) if name in names[:index])
         raise InvalidRequest(f"the input {twice[:64]!r} is there twice", field="inputs")
     plan = model.plan
     outputs = [output.name for output in message.outputs]
-    if isinstance(plan, FeaturePlan) and _asks_for_features(plan, model, names):
+    if isinstance(plan, FeaturePlan) and _asks_for_features(plan, names):
         inputs = _Inputs(message, rows_max, batched=True)
         asked = _entities(inputs.arrays(), plan, outputs)
     else:
@@ -95,11 +104,10 @@ def decode(message: pb.ModelInferRequest, model: Model, rows_max: int, classes_m
     return Decoded(model, asked, style, parameters.priority(), parameters.timeout_s())
 
 
-def _asks_for_features(plan: FeaturePlan, model: Model, names: Sequence[str]) -> bool:
-    if plan.entities:
-        return any(name in plan.entities for name in names)
-    # A model of context columns only.
-    return {*names} == {column.name for column in plan.context} != {spec.name for spec in model.signature.inputs}
+def _asks_for_features(plan: FeaturePlan, names: Sequence[str]) -> bool:
+    if any(name in plan.entities for name in names):
+        return True
+    return not plan.entities and {*names} == {column.name for column in plan.context}
 
 
 # ── Tensors ─────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -139,6 +147,7 @@ class _Inputs:
 
     def _head(self, tensor: "pb.ModelInferRequest.InferInputTensor") -> _Input:
         field = f"inputs.{tensor.name[:64]}"
+        _count_parameters(tensor.parameters, field)
         for name in tensor.parameters:
             if name.startswith("shared_memory"):
                 raise InvalidRequest(
@@ -258,6 +267,11 @@ def _entities(tensors: Mapping[str, tuple[Datatype, Array]], plan: FeaturePlan, 
 # ── Parameters ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+def _count_parameters(parameters: Mapping[str, pb.InferParameter], field: str) -> None:
+    if len(parameters) > _PARAMETERS_MAX:
+        raise InvalidRequest(f"{field} has {len(parameters)} parameters, the most is {_PARAMETERS_MAX}", field=field)
+
+
 class _Parameters:
     """The parameters of a request. Those of nobody's are ignored, as Triton does."""
 
@@ -265,10 +279,7 @@ class _Parameters:
         self._values: dict[str, Any] = {}
         if not parameters:
             return
-        if len(parameters) > _PARAMETERS_MAX:
-            raise InvalidRequest(
-                f"the request has {len(parameters)} parameters, the most is {_PARAMETERS_MAX}", field="parameters"
-            )
+        _count_parameters(parameters, "parameters")
         for name, parameter in parameters.items():
             which = parameter.WhichOneof("parameter_choice")
             self._values[name] = None if which is None else getattr(parameter, which)
@@ -308,22 +319,35 @@ class _Parameters:
 
 def _classes(
     outputs: "Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]", model: Model, classes_max: int
-) -> tuple[tuple[int, int], ...]:
+) -> tuple[tuple[str, int], ...]:
     """The outputs that are asked for as classes. Unknown names are the plan's to refuse."""
-    specs = {spec.name: (index, spec) for index, spec in enumerate(model.signature.outputs)}
-    found: list[tuple[int, int]] = []
+    specs = {spec.name: spec for spec in model.signature.outputs}
+    found: list[tuple[str, int]] = []
     for output in outputs:
+        field = f"outputs.{output.name[:64]}"
+        _count_parameters(output.parameters, field)
         for name, parameter in output.parameters.items():
-            field = f"outputs.{output.name[:64]}"
             if name.startswith("shared_memory"):
                 raise InvalidRequest(f"{field}: this server does not write into shared memory", field=field)
             if name != "classification" or output.name not in specs:
                 continue
-            index, spec = specs[output.name]
+            spec = specs[output.name]
             count = parameter.int64_param
             if not 1 <= count <= classes_max:
                 raise InvalidRequest(f"{field}: classification must be from 1 to {classes_max}", field=field)
             if spec.dtype in {"string", "bool"} or not model.plan.batched:
                 raise InvalidRequest(f"{field} is {spec}, which has no classes to rank", field=field)
-            found.append((index, count))
+            width = math.prod(size or count for size in spec.shape[1:])  # what is free may be anything
+            found.append((output.name, min(count, width)))
     return tuple(found)
+
+
+def check_classes(classes: Sequence[tuple[str, int]], rows: int) -> None:
+    """Refuse more classes than are written for one request."""
+    asked = rows * sum(count for _, count in classes)
+    if asked > _CLASSES_OF_ALL_ROWS_MAX:
+        raise LimitExceeded(
+            f"classification asks for {asked} classes in {rows} rows, the most is {_CLASSES_OF_ALL_ROWS_MAX};"
+            " ask for fewer, or for the output itself",
+            limit="classes",
+        )

@@ -135,7 +135,7 @@ class InferenceService:
             models=[
                 pb.RepositoryIndexResponse.ModelIndex(
                     name=found.name,
-                    version=str(found.version) if found.version else "",
+                    version=str(found.version) if found.version > 0 else "",
                     state=found.state,
                     reason=found.reason,
                 )

@@ -2,18 +2,20 @@
 
 Times of a batch are counted for each of its requests, as Triton does: `ns` divided by `count` is what a request waited
 for. `queue` is everything before the model's inputs were put together: decoding, features, and the wait for the model.
-Counting starts when the server does, and a version that is loaded again goes on counting.
+Counting starts when the server does. A version that is loaded again in its own place goes on counting; one that is
+unloaded is forgotten.
 """
 
 import time
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 
+from gateway.inference import Model, Swap
 from gateway.records.report import BatchReport, FailureReport
 from headrace.inference import grpc_service_pb2 as pb
 
-BATCH_SIZES_MAX = 4096
-"""Batch sizes of a version that are told apart. What is beyond counts in the totals only."""
+EXACT_ROWS_MAX = 64
+"""Batch sizes up to which each is counted by itself; larger ones are counted as the next power of two."""
 VERSIONS_MAX = 1024
 """Versions that are counted, oldest forgotten first: who reloads all day must not fill the memory."""
 
@@ -72,11 +74,10 @@ class _Version:
         self.queue.add(requests, requests * began - waited)
         for part, seconds in zip((self.total.input, self.total.infer, self.total.output), took, strict=True):
             part.add(requests, requests * seconds)
-        batch = self.by_rows.get(report.rows)
+        rows = report.rows if report.rows <= EXACT_ROWS_MAX else 1 << (report.rows - 1).bit_length()
+        batch = self.by_rows.get(rows)
         if batch is None:
-            if len(self.by_rows) >= BATCH_SIZES_MAX:
-                return
-            batch = self.by_rows[report.rows] = _Batch()
+            batch = self.by_rows[rows] = _Batch()
         for part, seconds in zip((batch.input, batch.infer, batch.output), took, strict=True):
             part.add(1, seconds)
 
@@ -113,6 +114,7 @@ class Statistics:
     def __init__(self, *, wall_s: Callable[[], float] = time.time) -> None:
         self._wall_s = wall_s
         self._versions: dict[tuple[str, int], _Version] = {}
+        self._loaded: set[tuple[str, int]] = set()
 
     def __repr__(self) -> str:
         return f"<Statistics of {len(self._versions)} versions>"
@@ -126,6 +128,16 @@ class Statistics:
         if report.version:
             seconds = len(report.arrived) * report.ended - sum(report.arrived)
             self._of(report.model, report.version).fail.add(len(report.arrived), seconds)
+
+    def on_swap(self, swap: Swap) -> None:
+        """Other versions serve."""
+        self._loaded.difference_update(map(_key, swap.removed))
+        self._loaded.update(map(_key, swap.added))
+
+    def forget(self, model: Model) -> None:
+        """A removed model has answered everything it took in. One that was loaded again in its place counts on."""
+        if _key(model) not in self._loaded:
+            self._versions.pop(_key(model), None)
 
     def answer(self, versions: Iterable[tuple[str, int]]) -> pb.ModelStatisticsResponse:
         """The counts of these versions, zeros where nothing has been asked."""
@@ -142,3 +154,7 @@ class Statistics:
                 del self._versions[next(iter(self._versions))]
             found = self._versions[name, version] = _Version()
         return found
+
+
+def _key(model: Model) -> tuple[str, int]:
+    return model.name, model.version

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from gateway.journal.compaction import compact
 from gateway.journal.journal import Journal
 from gateway.journal.options import JournalOptions
 from gateway.records.errors import HeadraceError, Unavailable
-from tests.journaling import model_of, served_of
+from tests.journaling import NOW_MS, model_of, served_of
 from tests.waiting import soon, soon_blocking
 
 MODEL = model_of({f"c{n}": "float64" for n in range(20)})
@@ -197,6 +198,30 @@ async def test_the_quota_holds_without_a_compactor(tmp_path: Path) -> None:
     assert 100_000 < sum(reader.size_of(path) for path in reader.segments(tmp_path)) < 202_000
 
 
+async def test_when_others_fill_the_disk_the_oldest_days_make_room(small_disk: Path) -> None:
+    remount(small_disk, "size=4m")
+    kept = options(small_disk, free_bytes_min=200_000, segment_bytes_max=1, disk_bytes_max=3_000_000)
+    async with Journal(kept) as journal:
+        for n in range(8):
+            journal.offer(MODEL.schema, served_of(MODEL, [400], first=n, seed=n, at_ms=NOW_MS + n * 86_400_000))
+            await soon(lambda n=n: journal.state().rows == 400 * (n + 1), 5)  # type: ignore[misc]  # bound as it is
+            compact(kept, now_s=NOW_MS / 1000)
+        disk = os.statvfs(small_disk)
+        (small_disk / "others").write_bytes(bytes(disk.f_bavail * disk.f_frsize - 150_000))
+        journal.offer(MODEL.schema, served_of(MODEL, [1], first=100))
+        await soon(lambda: journal.state().dropped.get("disk_full", 0) == 1, 5)
+        # There is nothing to compact, and still the oldest go.
+        done = compact(kept, now_s=NOW_MS / 1000)
+        assert done.segments == 0
+        assert 0 < done.deleted_files < 8
+        rows = journal.state().rows
+        journal.offer(MODEL.schema, served_of(MODEL, [1], first=101))
+        await soon(lambda: journal.state().rows == rows + 1, 5)
+    days = days_of(small_disk)
+    assert len(days) == 8 - done.deleted_files
+    assert days[-1] == f"date={datetime.fromtimestamp(NOW_MS / 1000 + 7 * 86_400, UTC).date()}"
+
+
 async def test_with_sync_a_full_disk_is_unavailable_and_nothing_else(small_disk: Path) -> None:
     told: list[HeadraceError | None] = []
     async with Journal(options(small_disk, durability="sync")) as journal:
@@ -239,6 +264,10 @@ async def test_the_folder_may_be_deleted_while_it_is_written(tmp_path: Path) -> 
         await soon(lambda: journal.state().rows == 8, 5)
     table = pa.Table.from_batches([b for path in reader.segments(tmp_path / "j") for b in reader.batches(path)])
     assert table.num_rows == 4
+
+
+def days_of(folder: Path) -> list[str]:
+    return sorted(path.parent.name for path in folder.glob("parquet/*/*/*.parquet"))
 
 
 async def fill(journal: Journal, reason: str) -> None:

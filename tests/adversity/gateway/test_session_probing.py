@@ -1,6 +1,8 @@
 """Graphs that crash, hang or take all memory do so in a process of their own, and it is told what they did."""
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -36,6 +38,16 @@ def nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 def test_a_good_graph_passes(tmp_path: Path) -> None:
     probe(graphs.saved(graphs.dense(), tmp_path), OPTIONS)
+
+
+def test_a_server_with_many_files_open_has_its_graphs_tried(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 2048)), hard))
+    with contextlib.ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        for _ in range(1_100):  # select() knows 1,024
+            stack.enter_context(Path(os.devnull).open("rb"))
+        probe(graphs.saved(graphs.dense(), tmp_path), OPTIONS)
 
 
 def test_the_graph_that_is_tried_does_harm(tmp_path: Path) -> None:

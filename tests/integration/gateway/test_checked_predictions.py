@@ -7,10 +7,11 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from gateway.client import BlockingClient, CallFailed
 from gateway.inference.loading import ModelsNotLoaded
-from tests.running import MANIFEST, WEIGHTS, make_site, running
+from tests.running import MANIFEST, WEIGHTS, make_site, running, write_graph
 
 CHECKED = MANIFEST.replace("name: ranker", "name: {name}") + "validation: {validation}\n"
 HOUR = "columns: {hour: {range: {min: 0, max: 23}, policy: %s}}"
@@ -72,3 +73,34 @@ def test_a_circle_of_fallbacks_is_not_loaded(redis_url: str, tmp_path: Path) -> 
         with pytest.raises(ModelsNotLoaded, match=r"in a circle: .*ranker -> elsewhere"):
             asyncio.run_coroutine_threadsafe(load, gateway.loop).result(30)
         assert ask(client, "elsewhere", 5, 99).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("validation", "told"),
+    [
+        (f"{{reject: row, {HOUR % 'reject'}}}", np.nan),
+        (f"{{fallback: {{constant: {{score: -7}}}}, {HOUR % 'fallback'}}}", -7.0),
+    ],
+)
+def test_a_value_that_would_break_the_run_does_not_reach_the_model(
+    redis_url: str, tmp_path: Path, validation: str, told: float
+) -> None:
+    """The graph looks the hour up in a table of 24; beyond it a run fails, and every row of it."""
+    site = make_site(tmp_path, redis_url)
+    cast, take = (
+        helper.make_node("Cast", ["x"], ["i"], to=TensorProto.INT64),
+        helper.make_node("Gather", ["t", "i"], ["score"]),
+    )
+    graph = helper.make_graph(
+        [cast, take],
+        "hours",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [None])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, [None])],
+        [numpy_helper.from_array(np.arange(24, dtype=np.float32) * 2, "t")],
+    )
+    write_graph(site.models / "hours" / "1" / "model.onnx", graph)
+    manifest = f"name: hours\ncontext: {{hour: float32}}\ninputs: {{x: [hour]}}\nvalidation: {validation}\n"
+    (site.models / "hours" / "model.yaml").write_text(manifest)
+    with running(site) as gateway, BlockingClient(gateway.target) as client:
+        found = client.predict("hours", {}, {"hour": np.float32([5, 99, 7])})
+    np.testing.assert_array_equal(found.outputs["score"], [10, told, 14])

@@ -66,6 +66,13 @@ def test_a_span_before_the_drift_is_stable(journal: Path) -> None:
     assert re.search(r"v\.x .* stable", result.stdout)
 
 
+def test_ten_hours_of_a_long_span_have_a_verdict(journal: Path) -> None:
+    result = ran(journal, "--json", "--since", "200d")
+    assert result.exit_code == 3, result.output
+    (stream,) = json.loads(result.stdout)
+    assert [column["verdict"] for column in stream["columns"] if column["column"] == "v.x"] == ["drifted"]
+
+
 def test_the_report_is_one_file_and_escapes_what_it_shows(journal: Path, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     assert ran(journal, "--html", str(page)).exit_code == 3
@@ -83,7 +90,7 @@ def test_the_report_is_one_file_and_escapes_what_it_shows(journal: Path, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--since", "1m"), "has no rows of flight_delay in this span"),
+        (("--since", "1m"), "no rows of flight_delay to compare in this span"),
         (("--since", "yesterday"), "is no moment"),
         (("--since", "2999-01-01"), "is not in the past"),
         (("--window", "long"), "is no length"),
@@ -102,3 +109,38 @@ def test_a_missing_profile_says_what_to_do(journal: Path) -> None:
     result = ran(journal)
     assert result.exit_code == 1
     assert "profile.json cannot be read" in result.output
+
+
+def test_journals_of_replicas_are_compared_together(journal: Path, tmp_path: Path) -> None:
+    reference = drawn(10)
+    other = segment(tmp_path / "other", schema_of_columns(reference), int(time.time() * 1000))
+    other.write(batch_of(other_schema := schema_of_columns(reference), drawn(5000), {}, int(time.time() * 1000) - 1000))
+    assert other_schema.hash in str(other.path)
+    other.close()
+    # The first is named twice, and counted once.
+    result = ran(journal, "--journal", str(tmp_path / "other"), "--journal", str(journal), "--json", "--since", "all")
+    assert result.exit_code == 3, result.output
+    (stream,) = json.loads(result.stdout)
+    assert stream["rows"] == 15_000
+
+
+def test_a_file_or_a_variant_that_cannot_be_compared_is_said_and_the_rest_goes_on(journal: Path) -> None:
+    (parquet,) = (journal / "parquet").rglob("*.parquet")
+    parquet.write_bytes(b"no Parquet")
+    tensors = schema_of_columns({"input": np.zeros(10, np.float32)})
+    at_ms = int(time.time() * 1000) - 1000
+    file = segment(journal, tensors, at_ms)
+    file.write(batch_of(tensors, {"input": np.zeros(10, np.float32)}, {}, at_ms))
+    file.close()
+    odd = drawn(10)
+    odd["v.x"] = odd["v.x"].astype(np.float64)  # not as the profile has it
+    wrong = schema_of_columns(odd)
+    file = segment(journal, wrong, at_ms + 1)
+    file.write(batch_of(wrong, odd, {}, at_ms))
+    file.close()
+    result = ran(journal, "--json", "--since", "all")
+    assert result.exit_code == 3, result.output
+    (stream,) = json.loads(result.stdout)
+    assert stream["rows"] == 5000
+    assert f"{parquet} cannot be read" in result.stderr
+    assert f"schema {wrong.hash}, is left out: the profile does not fit" in result.stderr

@@ -1,6 +1,7 @@
 """A gateway with a journal, checks and the second process: what callers are told is what is kept."""
 
 import asyncio
+import json
 import math
 import urllib.request
 from collections.abc import Iterator
@@ -11,10 +12,14 @@ import grpc
 import numpy as np
 import pyarrow as pa
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from gateway.client import BlockingClient, CallFailed
 from gateway.journal import reader
-from tests.running import MANIFEST, WEIGHTS, Running, Site, make_site, running, write_items, write_users
+from gateway.journal.journal import Journal
+from gateway.journal.redaction import digest
+from gateway.records.served import Served
+from tests.running import MANIFEST, WEIGHTS, Running, Site, make_site, running, write_graph, write_items, write_users
 from tests.waiting import eventually
 
 CHECKED = (
@@ -105,6 +110,7 @@ def test_violations_are_told_and_kept(gateway: Running, site: Site) -> None:
     table = kept(site, 4)
     assert table["f.hour"].to_pylist() == [5, 7, 23, 23]
     assert table["violations"].to_pylist() == [0, 1, 1, 1]
+    assert table["verdict"].to_pylist() == [0, 1, 2, 2]
     (changed,) = table["changed"].to_pylist()[2]
     assert changed["raw"] == 99.0
     metrics = urllib.request.urlopen(f"{gateway.http}/metrics").read().decode()
@@ -129,6 +135,63 @@ def test_failures_are_kept(gateway: Running, site: Site) -> None:
     assert failure["model"] == "ranker"
     assert failure["code"] == "INVALID_ARGUMENT"
     assert "strange" in failure["message"]
+
+
+def test_of_a_refused_request_the_ids_are_kept_as_its_version_calls_them(site: Site) -> None:
+    refusing = CHECKED.replace("policy: clip", "policy: reject")
+    site.add_model("ranker", refusing, WEIGHTS)
+    secret = {"pii": {"user": "hash"}, "pii_salt": "a secret that is long"}
+    journal = {"enabled": True, "path": str(site.folder / "journal"), **secret}
+    overrides = {"journal": journal, "monitor": {"enabled": False}}
+    with running(site, overrides) as gateway, BlockingClient(gateway.target) as client, pytest.raises(CallFailed):
+        ask(client, [99.0])
+    (path,) = reader.failures(site.folder / "journal")
+    (row,) = (row for batch in reader.batches(path) for row in batch.to_pylist())
+    assert (row["model"], row["version"], row["variant"], row["message"]) == ("ranker", 1, "default", None)
+    assert json.loads(row["entities"]) == {"user": [digest("u0", b"a secret that is long")], "item": [0]}
+
+
+def test_what_came_over_the_wire_does_not_wait_for_the_journal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    offered: list[int] = []
+
+    def offer(_: Journal, __: object, served: Served) -> bool:
+        offered.extend(len(request.caller.payload) for request in served.requests)  # type: ignore[attr-defined]  # a call
+        return True
+
+    monkeypatch.setattr(Journal, "offer", offer)
+    journal = {"enabled": True, "path": str(site.folder / "journal")}
+    overrides = {"journal": journal, "monitor": {"enabled": False}}
+    with running(site, overrides) as gateway, BlockingClient(gateway.target) as client:
+        ask(client, [1.0, 2.0])
+        ask(client, [1.0, 2.0])
+        eventually(lambda: len(offered) == 2)
+    assert offered == [0, 0]
+
+
+def test_an_output_whose_shape_the_graph_does_not_tell_is_answered_and_kept(gateway: Running, site: Site) -> None:
+    """As many columns as there are, found out while it runs."""
+    shaped = helper.make_node("Compress", ["shape", "all"], ["found"])
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Greater", ["shape", "least"], ["all"]),
+        shaped,
+        helper.make_node("Reshape", ["x", "found"], ["score"]),
+    ]
+    output = helper.make_empty_tensor_value_info("score")
+    output.type.tensor_type.elem_type = TensorProto.FLOAT
+    entry = helper.make_tensor_value_info("x", TensorProto.FLOAT, [None, len(WEIGHTS)])
+    least = numpy_helper.from_array(np.int64([-1]), "least")
+    write_graph(
+        site.models / "ranker" / "2" / "model.onnx", helper.make_graph(nodes, "odd", [entry], [output], [least])
+    )
+    asyncio.run_coroutine_threadsafe(gateway.gateway.models.load("ranker"), gateway.loop).result(30)
+    with BlockingClient(gateway.target) as client:
+        answer = ask(client, [1.0, 2.0])
+    assert answer.outputs["score"].shape == (2, len(WEIGHTS))
+    table = kept(site, 2)
+    assert np.float32(table["out.score"].to_pylist()).tolist() == answer.outputs["score"].tolist()
+    assert table["shape.out.score"].to_pylist() == [[len(WEIGHTS)]] * 2
+    assert not any(gateway.gateway._keeper.journal.state().dropped.values())
 
 
 def test_a_journal_that_cannot_be_written_refuses_in_sync_mode_and_drops_in_the_other(

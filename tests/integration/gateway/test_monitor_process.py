@@ -78,9 +78,10 @@ async def test_drift_reaches_the_metrics(site: Site) -> None:
         await soon(lambda: verdict(supervisor) == "drifted", START_S)
         await soon(lambda: supervisor.snapshot().status.get("rows_counted") == 4000, START_S)
         page = telemetry.render()[0].decode()
-    labels = 'column="v.x",model="flight_delay",variant="default",version="1"'
+    labels = 'column="v.x",model="flight_delay",variant="default",version="1",window="sliding"'
     assert f"headrace_drift_verdict{{{labels}}} 2.0" in page
     assert f"headrace_drift_psi{{{labels}}}" in page
+    assert f"headrace_drift_verdict{{{labels.replace('sliding', 'tumbling')}}} 2.0" in page
     assert f"headrace_drift_ks_pvalue{{{labels}}}" in page
     assert "headrace_monitor_up 1.0" in page
     assert 'headrace_monitor_rows_total{what="counted"} 4000.0' in page

@@ -13,7 +13,7 @@ import pytest
 from featureclient.client import FeatureClient
 from featureclient.schema import Catalogue, View
 from featureclient.store.redis import RedisOptions, RedisStore
-from gateway.inference import InferenceOptions, ModelRepository
+from gateway.inference import InferenceOptions, Model, ModelRepository
 from gateway.pipeline import Answers, Pipeline, PipelineOptions
 from gateway.pipeline.ahead import BATCH_IDS, LOOK_IDS_MAX, ReadAhead
 from gateway.plan.transform import resolver
@@ -45,7 +45,7 @@ class Ended:
     def answer(self, answers: Answers) -> None:
         self._end(len(answers.requests))
 
-    def refuse(self, request: Request, error: HeadraceError) -> None:
+    def refuse(self, request: Request, error: HeadraceError, model: Model) -> None:
         raise AssertionError(error)
 
     def _end(self, count: int) -> None:

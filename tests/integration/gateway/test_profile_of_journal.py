@@ -7,7 +7,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from featureclient.schema import status
 from gateway.journal.policy import Redaction
 from gateway.journal.recording import Recorder
 from gateway.training.tables import TableError, open_journal
@@ -45,9 +44,7 @@ def test_the_rows_of_a_window(tmp_path: Path, model: Model) -> None:
     served = served_of(model, [2, 3], seed=1)
     assert batch.num_rows == 5
     assert batch.schema.names == NAMES
-    block, codes = served.assembled.blocks[0], served.assembled.statuses[0] & status.OUTCOME_MASK
-    there = np.isin(codes, (status.PRESENT, status.STALE, status.COMPUTED))
-    null = there & (block["valid"][:, 0] & 1 == 0)
+    null = served.assembled.blocks[0]["valid"][:, 0] & 1 == 0
     ages = batch.column("u.age").to_numpy(zero_copy_only=False)
     assert batch.column("u.age").is_null().to_numpy(zero_copy_only=False).tolist() == null.tolist()
     np.testing.assert_array_equal(ages[~null], seen(model, served, "u.age").ravel()[~null])

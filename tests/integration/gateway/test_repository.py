@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import os
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from featureclient.schema import ConfigError
+from gateway.inference.reloading import Outcome
+from gateway.inference.repository import COUNTED_MAX, LoadCounts
 from gateway.inference.session import Session
 from gateway.plan.tensors import TensorPlan
 from gateway.records.errors import DeadlinePassed, ModelNotFound, Overloaded
@@ -212,6 +215,23 @@ async def test_a_golden_example_that_is_wrong(root: Path, content: object, said:
         Rig(root)
 
 
+@pytest.mark.parametrize("values", [[0.7], ["1"], [True, 0.5]])
+async def test_a_golden_example_is_not_made_to_fit_integers(root: Path, values: list[object]) -> None:
+    """What is tried would not be what is written."""
+    graph = helper.make_graph(
+        [helper.make_node("Identity", ["x"], ["y"])],
+        "same",
+        [helper.make_tensor_value_info("x", TensorProto.INT64, [None])],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [None])],
+    )
+    write_graph(root / "same/1/model.onnx", graph)
+    write_golden(root, "same", 1, {"inputs": {"x": values}})
+    with pytest.raises(ConfigError, match="nothing is cut off"):
+        Rig(root)
+    write_golden(root, "same", 1, {"inputs": {"x": [1, 2.0]}, "outputs": {"y": [1, 2]}})
+    assert Rig(root).models.latest("same").version == 1
+
+
 async def test_changed_transform_code_needs_a_restart(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -235,6 +255,7 @@ async def test_changed_transform_code_needs_a_restart(
     ):
         await rig.models.load("one")
     assert rig.serving() == [("one", 1), ("one", 2)]
+    assert rig.models.counts.reasons == {("one", "changed_code"): 1}
 
 
 async def test_code_that_was_imported_by_other_code_is_as_old_as_that(
@@ -392,3 +413,68 @@ async def test_free_dimensions_that_zeros_do_not_fit(root: Path) -> None:
     model = Rig(root).models.latest("conv")
     assert "not warmed up" in model.facts.warnings[0]
     assert model.plan.batched
+
+
+async def test_nothing_is_kept_of_models_that_are_gone(root: Path) -> None:
+    add_scaled(root, "plain", 1, 2)
+    rig = Rig(root)
+    for name in ("a", "b"):
+        graph = root / name / "1" / "model.onnx"
+        graph.parent.mkdir(parents=True)
+        graph.write_bytes(b"no graph")
+        assert len(await rig.models.refresh()) == 1
+        assert rig.states()[name, 1] == "UNAVAILABLE"
+        shutil.rmtree(root / name)
+    await rig.models.refresh()
+    assert rig.states() == {("plain", 1): "READY"}
+    assert not rig.models._failed
+
+
+async def test_a_label_is_what_the_newest_description_says(root: Path) -> None:
+    manifest = PLAIN.format(name="one") + "labels: {stable: %d}\nversions: %s\n"
+    for version in (2, 5):
+        add_scaled(root, "one", version, version, model__yaml=manifest % (5, "all"))
+    rig = Rig(root)
+    assert rig.models.labelled("one", "stable").version == 5
+    broken = root / "one" / "9" / "model.onnx"
+    broken.parent.mkdir()
+    broken.write_bytes(b"no graph")
+    (root / "one" / "model.yaml").write_text(manifest % (2, "[2, 9]"))
+    assert len(await rig.models.refresh()) == 1
+    assert rig.serving() == [("one", 2), ("one", 5)]  # what failed has taken nothing away
+    assert rig.models.labelled("one", "stable").version == 2
+    (root / "one" / "model.yaml").write_text(manifest % (9, "[2, 9]"))
+    assert len(await rig.models.refresh()) == 1
+    assert rig.models.labelled("one", "stable").version == 2  # refused whole
+
+
+@pytest.mark.parametrize(
+    ("reason", "file", "content"),
+    [
+        ("graph", "1/model.onnx", "no graph"),
+        ("manifest", "model.yaml", "name: ["),
+        ("manifest", "model.yaml", PLAIN.format(name="other")),
+        ("manifest", "model.yaml", "name: one\ncontext: {c: float32}\ninputs: {y: [c]}\n"),
+        ("golden", "1/golden.json", '{"inputs": {"x": [[1]]}, "outputs": {"score": [[7]]}}'),
+        ("golden", "1/golden.json", "{"),
+        ("warm_up", "config.pbtxt", 'model_warmup { inputs { key: "x" value { data_type: TYPE_FP32 dims: [2] } } }'),
+        ("warm_up", "config.pbtxt", 'model_warmup { inputs { key: "y" value { data_type: TYPE_FP32 dims: [1] } } }'),
+    ],
+)
+async def test_what_a_load_failed_for_is_counted(root: Path, reason: str, file: str, content: str) -> None:
+    add_scaled(root, "plain", 1, 2)
+    rig = Rig(root)
+    add_scaled(root, "one", 1, 2)
+    (root / "one" / file).write_text(content)
+    assert await rig.models.refresh()
+    assert rig.models.counts.reasons == {("one", reason): 1}
+    await rig.models.refresh()
+    assert rig.models.counts.failed == 1
+
+
+def test_failures_are_counted_by_name_for_so_many_models() -> None:
+    counts = LoadCounts()
+    for number in range(COUNTED_MAX + 2):
+        counts.add(f"m{number}", Outcome({}, {}, (), (), ("graph",)))
+    assert len(counts.reasons) == COUNTED_MAX + 1
+    assert counts.reasons["other", "graph"] == 2

@@ -108,6 +108,18 @@ def test_a_config_that_says_nothing(root: Path) -> None:
             ("max_batch_size: 16", "max_batch_size: 16\n" + "instance_group { } " * 65),
             "config.pbtxt:5: instance_group: asks for 65 instances",
         ),
+        (
+            ("max_batch_size: 16", "max_batch_size: 16\n" + "model_warmup { } " * 101),
+            "config.pbtxt:5: model_warmup: has 101 entries; there may be 100",
+        ),
+        (
+            (
+                "max_batch_size: 16",
+                "max_batch_size: 16\nmodel_warmup { batch_size: 150000000 "
+                'inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 1 ] random_data: true } } }',
+            ),
+            "config.pbtxt:5: model_warmup: warmup takes 600,000,000 bytes of inputs; there may be 128 MiB",
+        ),
     ],
 )
 def test_what_does_not_fit_is_named(root: Path, change: tuple[str, str], said: str) -> None:

@@ -95,6 +95,15 @@ class Queue(RuleBasedStateMachine):
         self.halves[batch.level].extendleft([numbers[middle:], numbers[:middle]])
         self.latest = None
 
+    @precondition(lambda self: self.latest is not None and len(self.latest[1].requests) > 1)
+    @rule()
+    def fail_too_often(self) -> None:
+        assert self.latest is not None
+        lane, batch = self.latest
+        self.queue.put_halves(lane, batch, alone=True)
+        self.halves[batch.level].extendleft([[int(request.arrived)] for request in reversed(batch.requests)])
+        self.latest = None
+
     @invariant()
     def rows_are_those_that_wait(self) -> None:
         waiting = [number for numbers in self.waiting.values() for number in numbers]

@@ -3,8 +3,10 @@
 import asyncio
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,19 @@ import pyarrow as pa
 import pytest
 
 from gateway.journal import reader
-from gateway.journal.journal import Journal
+from gateway.journal.cloudevents_sink import events
+from gateway.journal.journal import FAILURES_PER_S, Journal
 from gateway.journal.options import JournalOptions
 from gateway.journal.redaction import digest
 from gateway.journal.sampling import kept, keys_of
+from gateway.journal.schema import schema_of
+from gateway.journal.sinks import CloudEventsSinkOptions
+from gateway.plan.tensors import TensorPlan
 from gateway.records.errors import DeadlinePassed, HeadraceError, Overloaded, Unavailable
+from gateway.records.request import Asked
 from gateway.records.served import Failed
+from gateway.records.signature import Signature, TensorSpec
+from gateway.records.violations import CHANGED, FALLBACK, OK
 from tests.journaling import NOW_MS, model_of, served_of
 from tests.waiting import soon
 
@@ -145,8 +154,8 @@ async def test_personal_data_is_not_in_any_file(tmp_path: Path) -> None:
     served = served_of(MODEL, [2, 1])
     async with Journal(options(tmp_path, pii=pii, pii_salt=salt)) as journal:
         journal.offer(MODEL.schema, served)
-        journal.register(MODEL.schema)
-        journal.fail(Failed(NOW_MS, "ranker", "INVALID_ARGUMENT", "id 'u0.0' is bad", "r", served.requests[0]))
+        failed = Failed(NOW_MS, "ranker", "INVALID_ARGUMENT", "id 'u0.0' is bad", "r", served.requests[0])
+        journal.fail(failed, MODEL.schema)
     table = read(tmp_path)
     users = [user for request in served.requests for user in request.ids[0]]
     assert table["entity.user"].to_pylist() == [digest(user, salt.encode()) for user in users]
@@ -165,17 +174,149 @@ async def test_personal_data_is_not_in_any_file(tmp_path: Path) -> None:
 async def test_failures_are_kept_with_their_ids(tmp_path: Path) -> None:
     served = served_of(MODEL, [2])
     async with Journal(options(tmp_path)) as journal:
-        journal.register(MODEL.schema)
-        journal.fail(Failed(NOW_MS, "ranker", "INTERNAL", "no", "mine", served.requests[0]))
+        failed = Failed(NOW_MS, "ranker", "INTERNAL", "no", "mine", served.requests[0], 3, "default")
+        journal.fail(failed, MODEL.schema)
+        journal.fail(failed)
         journal.fail(Failed(NOW_MS, "", "NOT_FOUND", "no model", "", None))
     (path,) = reader.failures(tmp_path)
     rows = pa.Table.from_batches([*reader.batches(path)]).to_pylist()
-    assert [(row["model"], row["code"], row["request_id"]) for row in rows] == [
-        ("ranker", "INTERNAL", "mine"),
-        ("", "NOT_FOUND", None),
+    assert [(row["model"], row["version"], row["variant"], row["code"], row["request_id"]) for row in rows] == [
+        ("ranker", 3, "default", "INTERNAL", "mine"),
+        ("ranker", 3, "default", "INTERNAL", "mine"),
+        ("", None, None, "NOT_FOUND", None),
     ]
     assert json.loads(rows[0]["entities"]) == {"user": ["u0.0", "u0.1"], "item": [0, 1]}
-    assert journal.state().failures == 2
+    # What the ids are called is not guessed.
+    assert rows[1]["entities"] is None
+    assert journal.state().failures == 3
+
+
+async def test_ids_of_failures_go_by_the_version_that_they_were_bound_to(tmp_path: Path) -> None:
+    """The views of the next version of a model stand in another order."""
+    views = {"i": {"view": "items@1"}, "u": {"view": "stats@1"}}
+    second = model_of({"age": "float32"}, views=views)
+    request = served_of(MODEL, [1]).requests[0]._replace(ids=(("alice@example.org",), (7,)))
+    other = served_of(second, [1]).requests[0]._replace(ids=((8,), ("bob@example.org",)))
+    pii = {"user": "hash"}
+    async with Journal(options(tmp_path, pii=pii, pii_salt="a secret that is long")) as journal:
+        for _ in range(2):
+            journal.fail(Failed(NOW_MS, "ranker", "INTERNAL", "no", "", request), MODEL.schema)
+            journal.fail(Failed(NOW_MS, "ranker", "INTERNAL", "no", "", other), second.schema)
+    (path,) = reader.failures(tmp_path)
+    assert b"example.org" not in path.read_bytes()
+    rows = pa.Table.from_batches([*reader.batches(path)]).to_pylist()
+    hashed = [digest(name, b"a secret that is long") for name in ("alice@example.org", "bob@example.org")]
+    assert [json.loads(row["entities"]) for row in rows] == [
+        {"user": [hashed[0]], "item": [7]},
+        {"user": [hashed[1]], "item": [8]},
+    ] * 2
+
+
+async def test_of_a_flood_of_failures_a_share_is_kept(tmp_path: Path) -> None:
+    async with Journal(options(tmp_path), monotonic=lambda: 100.0) as journal:
+        taken = [journal.fail(Failed(NOW_MS, "", "NOT_FOUND", "no", "", None)) for _ in range(FAILURES_PER_S + 10)]
+        assert journal.offer(MODEL.schema, served_of(MODEL, [1]))
+    assert sum(taken) == FAILURES_PER_S
+    assert journal.state().failures == FAILURES_PER_S
+    assert journal.state().dropped["failures"] == 10
+
+
+async def test_a_model_that_cannot_be_recorded_harms_no_other(tmp_path: Path) -> None:
+    wrong = replace(MODEL.schema, model="wrong", outputs=(TensorSpec("score", "complex64", (None, 1)),))
+    told = Told()
+    async with Journal(options(tmp_path, interval_ms=60_000)) as journal:
+        journal.commit(wrong, served_of(MODEL, [2]), told)
+        assert journal.offer(wrong, served_of(MODEL, [3]))
+        assert journal.offer(MODEL.schema, served_of(MODEL, [4], first=9))
+    assert read(tmp_path).num_rows == 4
+    assert journal.state().dropped["failed"] == 5
+    assert journal.state().restarts == 0
+    await asyncio.sleep(0)
+    assert isinstance(told.by_number[0], Unavailable)
+
+
+async def test_whatever_breaks_the_writer_what_it_had_taken_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Journal(options(tmp_path)) as journal:
+        monkeypatch.setattr(journal._writer._streams, "write", lambda *_: 1 / 0)
+        journal.offer(MODEL.schema, served_of(MODEL, [3]))
+        await soon(lambda: journal.state().dropped.get("failed") == 3, 5)
+        monkeypatch.undo()
+        journal.offer(MODEL.schema, served_of(MODEL, [1]))
+        await soon(lambda: journal.state().rows == 1, 5)
+    assert journal.state().restarts == 1
+
+
+async def test_the_last_runs_of_a_model_that_is_gone_leave_nothing_behind(tmp_path: Path) -> None:
+    async with Journal(options(tmp_path)) as journal:
+        for n in range(5):
+            journal.offer(MODEL.schema, served_of(MODEL, [1], first=n))
+        journal.forget(MODEL.schema)
+        await soon(lambda: journal.state().rows == 5, 5)
+        await soon(lambda: not journal._writer._recorders, 5)
+
+
+async def test_texts_count_and_so_does_what_came_over_the_wire_while_it_waits_for_the_disk(tmp_path: Path) -> None:
+    class Called:
+        cancelled = False
+        payload = b"x" * 100_000
+
+    model = model_of({"age": "float32"}, context={"note": "string[65536]"})
+    served = served_of(model, [1])
+    long = np.array(["x" * 60_000], object)
+    served = served._replace(assembled=served.assembled._replace(context=(long,)))
+    journal = Journal(options(tmp_path))
+    journal.hold()
+    journal.offer(model.schema, served)
+    offered = journal.state().pending_bytes
+    assert 60_000 < offered < 100_000
+    # With `sync` the request waits too.
+    run = served_of(model, [1])
+    journal.commit(model.schema, run._replace(requests=[run.requests[0]._replace(caller=Called())]), Told())
+    assert journal.state().pending_bytes > offered + 100_000
+
+
+TENSORS = {
+    "a matrix of its own": (Signature((TensorSpec("a", "float32", (3,)),), (TensorSpec("y", "float32", (3,)),)), False),
+    "unknown": (Signature((TensorSpec("a", "float32", ()),), (TensorSpec("y", "float32", ()),)), False),
+    "free": (Signature((TensorSpec("a", "float32", (None, None, None)),), (TensorSpec("y", "float32", ()),)), True),
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+async def test_tensors_without_a_fixed_row_are_written_whole(tmp_path: Path, name: str) -> None:
+    signature, batched = TENSORS[name]
+    plan = TensorPlan("m", signature, batched)
+    schema = schema_of("m", 1, plan, signature)
+    array = np.arange(3, dtype="f4") if name == "a matrix of its own" else np.arange(24, dtype="f4").reshape(2, 3, 4)
+    output = np.arange(3, dtype="f4") if name == "a matrix of its own" else np.arange(14, dtype="f4").reshape(2, 7)
+    bound = plan.bind(Asked({}, {"a": array}, {}, (), return_features=False), 10)
+    some = served_of(MODEL, [bound.rows])
+    request = some.requests[0]._replace(ids=(), context=bound.context, shape=bound.shape, rows=bound.rows)
+    run = some._replace(requests=[request], assembled=plan.assemble([request], [], NOW_MS), outputs=[output])
+    told = Told()
+    async with Journal(options(tmp_path)) as journal:
+        journal.commit(schema, run, told)
+    await asyncio.sleep(0)
+    assert told.by_number == {0: None}
+    rows = read(tmp_path).to_pylist()
+    wanted = [(array[row], output[row]) for row in range(2)] if batched else [(array, output)]
+    assert len(rows) == len(wanted)
+    for row, (a, y) in zip(rows, wanted, strict=True):
+        assert np.reshape(row["f.a"], row["shape.f.a"]).tolist() == a.tolist()
+        assert np.reshape(row["out.y"], row["shape.out.y"]).tolist() == y.tolist()
+    (batch,) = read(tmp_path).to_batches()
+    asked, given = events(batch, CloudEventsSinkOptions(url="http://localhost/"), "here")
+    for tensor, values in ((asked.data["inputs"][0], array), (given.data["outputs"][0], output)):
+        assert (tensor["shape"], tensor["data"]) == ([*values.shape], values.ravel().tolist())
+
+
+async def test_rows_that_are_not_as_wide_as_the_graph_says_are_refused_and_counted(tmp_path: Path) -> None:
+    wide = served_of(MODEL, [2])._replace(outputs=[np.zeros((2, 3), np.float32)])
+    journal = await keep(tmp_path, [wide, served_of(MODEL, [4], first=5)])
+    assert read(tmp_path).num_rows == 4
+    assert journal.state().dropped["failed"] == 2
 
 
 class Broken:
@@ -183,6 +324,7 @@ class Broken:
 
     columns = ("u.age", "somewhere else", "u.email")
     mask = np.array([[True, False, False], [False, False, False], [True, True, True]])
+    verdicts = np.array([CHANGED, OK, FALLBACK], np.uint8)
     changed = ((0, np.array([0, 2]), np.float32([1.5, np.nan])), (2, np.array([2]), np.array(["x"], object)))
 
 
@@ -192,12 +334,23 @@ async def test_violations_and_what_a_policy_changed(tmp_path: Path) -> None:
     names = list(MODEL.schema.checked)
     age, email = names.index("u.age"), names.index("u.email")
     assert [row["violations"] for row in rows] == [1, 0, 3, 0]
+    assert [row["verdict"] for row in rows] == [CHANGED, OK, FALLBACK, OK]
     bits = [None if row["violated"] is None else int.from_bytes(row["violated"], "little") for row in rows]
     assert bits == [1 << age, None, 1 << age | 1 << email, None]
     assert rows[0]["changed"] == [{"column": age, "raw": 1.5, "text": None}]
     assert rows[1]["changed"] == rows[3]["changed"] == []
     assert math.isnan(rows[2]["changed"][0]["raw"])
     assert rows[2]["changed"][1] == {"column": email, "raw": None, "text": "x"}
+
+
+async def test_a_whole_number_that_a_double_cannot_hold_is_kept_as_text_too(tmp_path: Path) -> None:
+    class Large(Broken):
+        changed = ((0, np.array([0, 2]), np.array([2**53 + 1, -(2**63)])),)
+
+    await keep(tmp_path, [served_of(MODEL, [1, 2])._replace(violations=Large())])
+    rows = read(tmp_path).to_pylist()
+    assert rows[0]["changed"][0] | {"column": 0} == {"column": 0, "raw": 2.0**53, "text": "9007199254740993"}
+    assert rows[2]["changed"][0]["text"] == "-9223372036854775808"
 
 
 class Told:
@@ -223,6 +376,26 @@ async def test_a_commit_is_told_when_its_record_can_be_read(tmp_path: Path) -> N
         state = journal.state()
         assert 1 <= state.syncs < 30  # many commits, few syncs
         assert state.commits_waiting == 0
+
+
+async def test_with_sync_the_names_of_all_folders_are_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[Path] = []
+    fsync = os.fsync
+
+    def noted(file: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{file}")))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    root = tmp_path / "new"
+    told = Told()
+    async with Journal(options(root, durability="sync")) as journal:
+        journal.commit(MODEL.schema, served_of(MODEL, [1]), told)
+        await soon(lambda: bool(told.by_number), 10)
+    version = reader.segments(root)[0].parent
+    assert {tmp_path, root, root / "segments", version.parent, version} <= {*synced}
 
 
 async def test_a_deadline_does_not_wait_for_the_disk(tmp_path: Path) -> None:

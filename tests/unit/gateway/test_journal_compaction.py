@@ -1,5 +1,8 @@
 """Compaction and retention: every row once, wherever it is interrupted, and never more disk than it may have."""
 
+import asyncio
+import errno
+import fcntl
 import os
 import time
 from collections import Counter
@@ -14,14 +17,16 @@ import pytest
 
 from gateway.journal import reader
 from gateway.journal.compaction import GROUP_BYTES, compact
+from gateway.journal.journal import Journal
 from gateway.journal.locks import locked
 from gateway.journal.options import JournalOptions
 from gateway.journal.policy import Redaction
 from gateway.journal.query import opened
 from gateway.journal.recording import Recorder
 from gateway.journal.segment import SegmentFile
-from gateway.journal.streams import folder_of
+from gateway.journal.streams import folder_of, used_bytes
 from tests.journaling import NOW_MS, Model, model_of, served_of
+from tests.waiting import soon
 
 MODEL = model_of({"age": "float32", "email": "string[20]"})
 NOW_S = NOW_MS / 1000
@@ -134,6 +139,10 @@ def test_two_compactors_do_not_meet(tmp_path: Path) -> None:
 def test_old_days_are_deleted(tmp_path: Path) -> None:
     for n in range(10):
         segment(tmp_path, f"{n}-1-{n}", served_of(MODEL, [1], first=n, at_ms=NOW_MS - n * DAY_MS))
+    compact(options(tmp_path), now_s=NOW_S)
+    for path in tmp_path.glob("parquet/*/*/*.parquet"):
+        written_s = datetime.fromisoformat(path.parent.name.removeprefix("date=") + "T23:59+00:00").timestamp()
+        os.utime(path, (written_s, written_s))
     done = compact(options(tmp_path, keep_days=3), now_s=NOW_S)
     assert done.deleted_files == 6
     assert set(rows(tmp_path)) == {"r0", "r1", "r2", "r3"}
@@ -141,12 +150,66 @@ def test_old_days_are_deleted(tmp_path: Path) -> None:
     assert compact(options(tmp_path, keep_days=0), now_s=NOW_S + 1e9).deleted_files == 0
 
 
+def test_a_clock_that_went_back_for_a_while_loses_nothing(tmp_path: Path) -> None:
+    now_s = time.time()
+    for n, at_ms in enumerate([now_s * 1000, now_s * 1000 - 40 * DAY_MS, 0]):
+        segment(tmp_path, f"{n}-1-{n}", served_of(MODEL, [1], first=n, at_ms=int(at_ms)))
+    for _ in range(2):
+        assert compact(options(tmp_path, keep_days=30), now_s=now_s).deleted_files == 0
+    assert set(rows(tmp_path)) == {"r0", "r1", "r2"}
+    # They go in their turn.
+    assert compact(options(tmp_path, keep_days=30), now_s=now_s + 32 * 86_400).deleted_files == 3
+
+
+def test_a_segment_that_has_no_lock_yet_is_not_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lock(file: int, how: int) -> None:
+        monkeypatch.undo()
+        compact(options(tmp_path), now_s=time.time())
+        fcntl.flock(file, how)
+
+    segment(tmp_path, "1-1-1", served_of(MODEL, [1]))
+    monkeypatch.setattr("gateway.journal.segment.fcntl.flock", lock)
+    segment(tmp_path, "2-1-2", served_of(MODEL, [1], first=1))
+    compact(options(tmp_path), now_s=time.time())
+    assert rows(tmp_path) == {"r0": 1, "r1": 1}
+
+
+def test_without_second_names_sinks_get_a_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    file = segment(tmp_path, "1-1-1", served_of(MODEL, [1]))
+    content = file.path.read_bytes()
+    assert compact(options(tmp_path), now_s=NOW_S, sinks=["other"]).rows == 1
+    (copy,) = (tmp_path / "spill" / "other").iterdir()
+    assert copy.read_bytes() == content
+
+
+async def test_at_the_quota_the_oldest_go_and_nothing_is_dropped(tmp_path: Path) -> None:
+    bounded = options(tmp_path, disk_bytes_max=800_000, segment_bytes_max=30_000, segment_age_max_s=0.02, interval_ms=5)
+    deleted = 0
+    async with Journal(bounded) as journal:
+        for n in range(40):
+            journal.offer(MODEL.schema, served_of(MODEL, [400], first=n, seed=n))
+            await soon(lambda n=n: journal.state().rows == 400 * (n + 1), 10)  # type: ignore[misc]  # bound as it is
+            deleted += (await asyncio.to_thread(compact, bounded, now_s=NOW_S)).deleted_files
+            assert not any(journal.state().dropped.values())
+    assert deleted > 0
+    assert used_bytes(tmp_path) <= 800_000
+    compact(bounded, now_s=NOW_S)
+    assert "r39" in rows(tmp_path)
+    assert "r0" not in rows(tmp_path)
+
+
 def test_beyond_the_quota_the_oldest_go_first(tmp_path: Path) -> None:
     for n in range(6):
         segment(tmp_path, f"{n}-1-{n}", served_of(MODEL, [500], first=n, at_ms=NOW_MS + n * DAY_MS))
         compact(options(tmp_path), now_s=NOW_S)
     sizes = [reader.size_of(path) for path in sorted(tmp_path.glob("parquet/*/*/*.parquet"))]
-    done = compact(options(tmp_path, disk_bytes_max=sum(sizes[-2:]) + 10), now_s=NOW_S)
+    most = sum(sizes[-2:]) + 10
+    bounded = options(tmp_path, disk_bytes_max=most + most // 15, segment_bytes_max=1)
+    done = compact(bounded, now_s=NOW_S)
     assert done.deleted_files == 4
     assert set(rows(tmp_path)) == {"r4", "r5"}
     assert int((tmp_path / "parquet.bytes").read_text()) == sum(sizes[-2:])
@@ -169,5 +232,6 @@ def test_what_a_dead_writer_left_without_a_schema_is_swept(tmp_path: Path) -> No
     segment(tmp_path, "1-1-1", served_of(MODEL, [1]))
     left = reader.segments(tmp_path)[0].parent / ".2-1-2.new"
     left.write_bytes(b"half a sch")
+    os.utime(left, (time.time() - 100,) * 2)
     compact(options(tmp_path), now_s=time.time())
     assert not left.exists()

@@ -6,21 +6,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from featureclient.schema import status
 from gateway.journal.options import JournalOptions
 from gateway.journal.schema import Redaction, arrow_schema
+from gateway.journal.segment import SegmentFile
 from gateway.monitor.budget import BURST_S, Budget
 from gateway.monitor.columns import Counter
 from gateway.monitor.frames import DRIFT, FRAME_BYTES_MAX, STATUS, Frame, TooLong, Unpacker, packed
 from gateway.monitor.options import MonitorOptions
 from gateway.monitor.stream import StreamDrift
+from gateway.monitor.supervisor import Supervisor
 from gateway.monitor.tail import Tail
 from gateway.monitor.worker import Setup, Worker
 from gateway.validation.drift import references
-from gateway.validation.profile import ProfileError
 from gateway.validation.options import WindowOptions
+from gateway.validation.profile import ProfileError
 from tests.drifting import START_MS, Columns, batch_of, profile_of, save_profile, schema_of_columns, segment
 
 RANDOM = np.random.default_rng(0)
@@ -78,6 +81,27 @@ def test_nulls_and_raw_values_are_what_the_model_did_not_see() -> None:
     # The same of a slice, whose buffers begin elsewhere.
     found = counts.count(counts.narrowed(batch.slice(2, 2), None))
     assert (found["v.age"].nulls, found["count"].nulls) == (1, 1)
+
+
+def test_a_vector_counts_as_it_was_sent_before_a_policy_clipped_it() -> None:
+    columns = drawn(3)
+    changed = [[], [(2, 3.0), (2, 4.0), (2, 0.0), (2, 0.0)], [(2, None)] * 4]
+    counts = counter()
+    found = counts.count(counts.narrowed(batch_of(SCHEMA, columns, scored(3), changed=changed), None))["wing"]
+    assert found.nulls == 1
+    assert found.total == pytest.approx(float(np.linalg.norm(columns["wing"][0].astype(np.float64))) + 5.0)
+
+
+def test_answers_that_are_not_the_models_are_no_outputs() -> None:
+    batch = batch_of(SCHEMA, drawn(5), scored(5))
+    place = batch.schema.get_field_index("verdict")
+    batch = batch.set_column(place, batch.schema.field(place), pa.array([0, 1, 2, 3, 4], pa.uint8()))
+    counts = counter()
+    found = counts.count(counts.narrowed(batch, None))
+    assert (found["out.score"].count, found["v.age"].count) == (3, 5)
+    older = batch.drop_columns(["verdict"])
+    counts = Counter(SCHEMA, older.schema, references(PROFILE), 500)
+    assert counts.count(counts.narrowed(older, None))["out.score"].count == 5
 
 
 def test_redacted_columns_are_left_out() -> None:
@@ -202,7 +226,7 @@ class Told:
         """Run a round and return the windows told in it."""
         self.frames.clear()
         self.worker.round(wall_s, START_MS + int(wall_s * 1000))
-        return [json.loads(frame.text) for frame in self.frames if frame.kind == DRIFT]
+        return [json.loads(frame.text) for frame in self.frames if frame.kind == DRIFT and frame.text]
 
 
 def test_a_worker_goes_on_where_another_was_killed(tmp_path: Path) -> None:
@@ -293,3 +317,116 @@ def test_rows_beyond_the_share_of_cpu_are_left_out_evenly_and_counted(tmp_path: 
     assert 400 < status_now["rows_counted"] < 100_000
     assert {one["verdict"] for window in windows for one in window["columns"]} <= {"few", "stable"}
     file.close()
+
+
+def columns_of(windows: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The columns of the last sliding window."""
+    *_, last = [window for window in windows if window["kind"] == "sliding"]
+    return {column["column"]: column for column in last["columns"]}
+
+
+def test_callers_who_send_tensors_do_not_disturb_those_who_send_features(tmp_path: Path) -> None:
+    save_profile(tmp_path / "models", PROFILE)
+    graph = {"input": np.zeros(10, np.float32)}
+    tensors = schema_of_columns(graph, ["score"])
+    features, raw = segment(tmp_path / "journal", SCHEMA), segment(tmp_path / "journal", tensors, START_MS + 1)
+    told, windows = Told(tmp_path), []
+    for step in range(4):
+        features.write(batch_of(SCHEMA, drawn(1000), scored(1000)))
+        raw.write(batch_of(tensors, graph, scored(10)))
+        windows += told.rounds(step)
+    assert {column["rows"] for column in columns_of(windows).values()} == {4000}
+    assert {column["verdict"] for column in columns_of(windows).values()} == {"stable"}
+    assert told.worker.status()["rows_skipped"] == 40
+    assert told.worker.status()["problems"] == 0
+    assert [window["kind"] for window in windows].count("tumbling") == 1
+
+
+def test_two_gateways_with_two_manifests_count_into_one_stream(tmp_path: Path) -> None:
+    save_profile(tmp_path / "models", PROFILE)
+    fewer = {name: values for name, values in REFERENCE.items() if name != "carrier"}
+    other = schema_of_columns(fewer, ["score"])
+    files = segment(tmp_path / "journal", SCHEMA), segment(tmp_path / "journal", other, START_MS + 1)
+    told, windows = Told(tmp_path), []
+    for step in range(4):
+        files[0].write(batch_of(SCHEMA, drawn(500), scored(500)))
+        some = drawn(500)
+        del some["carrier"]
+        files[1].write(batch_of(other, some, scored(500)))
+        windows += told.rounds(step)
+    found = columns_of(windows)
+    assert (found["v.age"]["rows"], found["out.score"]["rows"], found["carrier"]["rows"]) == (4000, 4000, 2000)
+
+
+@pytest.mark.parametrize("hidden_first", [False, True])
+def test_changed_settings_of_personal_data_end_nothing(tmp_path: Path, hidden_first: bool) -> None:
+    save_profile(tmp_path / "models", PROFILE)
+    inside = tmp_path / "journal" / "segments" / SCHEMA.model / f"1-default-{SCHEMA.hash}"
+    redactions = [Redaction(), Redaction({"v.age": "drop", "carrier": "mask"})]
+    for number, redaction in enumerate(reversed(redactions) if hidden_first else redactions):
+        arrow = arrow_schema(SCHEMA, redaction)
+        file = SegmentFile(inside, f"{START_MS + number}-1-{number}", arrow, 0.0)
+        file.write(batch_of(SCHEMA, drawn(2000), scored(2000), redaction=redaction))
+        file.close()
+    told = Told(tmp_path)
+    found = columns_of(told.rounds(0.0))
+    assert (found["v.age"]["rows"], found["carrier"]["rows"], found["count"]["rows"]) == (2000, 2000, 4000)
+    assert {column["verdict"] for column in found.values()} == {"stable"}
+    assert told.worker.status()["problems"] == 0
+
+
+def test_a_segment_that_cannot_be_counted_is_a_problem_of_its_own(tmp_path: Path) -> None:
+    save_profile(tmp_path / "models", PROFILE)
+    good = segment(tmp_path / "journal", SCHEMA)
+    timeless = batch_of(SCHEMA, drawn(10), scored(10)).drop_columns(["time"])
+    bad = SegmentFile(good.path.parent, f"{START_MS - 1}-1-0", timeless.schema, 0.0)
+    told = Told(tmp_path)
+    for step in range(3):
+        bad.write(timeless)
+        good.write(batch_of(SCHEMA, drawn(1000), scored(1000)))
+        assert [window["rows"] for window in told.rounds(step)] == [1000 * (step + 1)]
+    assert told.worker.status()["rows_read"] == 3010
+    assert told.worker.status()["problems"] >= 1
+
+
+def test_streams_without_rows_are_forgotten_everywhere(tmp_path: Path) -> None:
+    options = MonitorOptions(windows=OPTIONS.windows, streams_max=1, verdict_s=0.0, cpu_share=1.0)
+    supervisor = Supervisor(JournalOptions(path=tmp_path / "journal"), tmp_path / "models", options)
+    save_profile(tmp_path / "models", PROFILE)
+    old, new = (schema_of_columns(REFERENCE, ["score"], variant=variant) for variant in ("old", "new"))
+    file = segment(tmp_path / "journal", old)
+    file.write(batch_of(old, drawn(4000), scored(4000)))
+    told = Told(tmp_path, options)
+    told.rounds(0.0)
+    supervisor.heard(told.frames)
+    snapshot = supervisor.snapshot()
+    assert [key.variant for key in snapshot.streams] == [key.variant for key in snapshot.tumbling] == ["old"]
+    file = segment(tmp_path / "journal", new, START_MS + 1)
+    file.write(batch_of(new, drawn(1000), scored(1000)))
+    assert told.rounds(1.0) == []  # one too many
+    # Another process has only the checkpoint of the old one.
+    again = Told(tmp_path, options)
+    file.write(batch_of(new, drawn(1000), scored(1000)))
+    again.rounds(3 * options.windows.seconds)
+    supervisor.heard(again.frames)
+    assert [key.variant for key in supervisor.snapshot().streams] == ["new"]
+    assert not supervisor.snapshot().tumbling
+    again.worker.save()
+    state = json.loads((tmp_path / "journal" / "monitor" / "state.json").read_text())
+    assert [json.loads(key)[2] for key in state["streams"]] == ["new"]
+    # The same of a process that goes on.
+    file = segment(tmp_path / "journal", old, START_MS + 2)
+    file.write(batch_of(old, drawn(1000), scored(1000)))
+    again.rounds(6 * options.windows.seconds)
+    supervisor.heard(again.frames)
+    assert [key.variant for key in supervisor.snapshot().streams] == ["old"]
+
+
+def test_the_rest_between_rounds_is_never_taken_for_silence(tmp_path: Path) -> None:
+    save_profile(tmp_path / "models", PROFILE)
+    file = segment(tmp_path / "journal", SCHEMA)
+    file.write(batch_of(SCHEMA, drawn(1000), scored(1000)))
+    cpu = iter(range(1_000_000))
+    told = Told(tmp_path, MonitorOptions(cpu_share=0.01, silence_s=6.0), lambda: next(cpu) * 5.0)
+    told.rounds(0.0)
+    assert told.worker.wait_s == 2.0

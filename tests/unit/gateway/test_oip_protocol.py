@@ -1,20 +1,31 @@
 """The protocol's descriptors against those that its client ships, and the rooms that need no server."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from google.protobuf import text_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from onnx import helper
 
-from gateway.records.errors import NotAllowed
+from gateway.inference import Swap
+from gateway.pipeline import Answers
+from gateway.plan import Assembled
+from gateway.records.errors import InvalidRequest, LimitExceeded, NotAllowed
 from gateway.records.report import BatchReport, FailureReport
+from gateway.records.request import Request
+from gateway.server import codec
 from gateway.server.oip import Access, OipOptions, Statistics
+from gateway.server.oip import request as requests_of
 from gateway.server.oip import statistics as room
-from gateway.server.oip.encoder import best_classes
+from gateway.server.oip.encoder import InferEncoder, best_classes
 from headrace.inference import grpc_service_pb2, model_config_pb2
+from tests.executing import Waiting, session, tensor_model
 from tools import compatibility
 
 PYTHON = Path(__file__).resolve().parents[3] / ".venv-oip" / "bin" / "python"
@@ -135,17 +146,73 @@ def test_statistics_are_bounded() -> None:
     for number in range(1, room.VERSIONS_MAX + 10):
         statistics.observe(report(1, [1.0], number))
     assert len(statistics._versions) == room.VERSIONS_MAX
-    for rows in range(room.BATCH_SIZES_MAX + 10):
+    for rows in range(1, 4097):
         statistics.observe(report(rows, [1.0], 5000))
     (one,) = statistics.answer([("m", 5000)]).model_stats
-    assert one.execution_count == room.BATCH_SIZES_MAX + 10
-    assert len(one.batch_stats) == room.BATCH_SIZES_MAX
+    assert one.execution_count == 4096
+    sizes = [batch.batch_size for batch in one.batch_stats]
+    assert sizes == [*range(1, room.EXACT_ROWS_MAX + 1), 128, 256, 512, 1024, 2048, 4096]
+    assert sum(batch.compute_infer.count for batch in one.batch_stats) == 4096
 
 
 def test_classes_are_ranked_as_triton_writes_them() -> None:
     floats = best_classes(np.float32([[0.25, 0.5, 0.5]]), 2)
     assert floats.tolist() == [["0.500000:1", "0.500000:2"]]
     assert best_classes(np.int32([[3], [4]]), 9).tolist() == [["3:0"], ["4:0"]]
+
+
+def test_the_best_classes_are_those_of_a_sort() -> None:
+    """Only the best are sorted; of equals the first come first, and what is no number comes last."""
+    random = np.random.default_rng(3)
+    values = random.integers(0, 6, (50, 40)).astype(np.float32)
+    values[random.random(values.shape) < 0.1] = np.nan
+    values[0] = np.nan
+    for count in (1, 7, 39, 40, 99):
+        ranked = np.argsort(-values, axis=1, kind="stable")[:, :count]
+        expected = [[f"{row[at]:f}:{at}" for at in best] for row, best in zip(values, ranked, strict=True)]
+        assert best_classes(values, count).tolist() == expected
+
+
+def test_classes_of_all_rows_are_bounded() -> None:
+    requests_of.check_classes([("y", 100), ("z", 28)], 128)
+    with pytest.raises(LimitExceeded, match="asks for 16512 classes in 129 rows"):
+        requests_of.check_classes([("y", 100), ("z", 28)], 129)
+
+
+@pytest.mark.parametrize(("field", "name"), [(b"\x2a\x00", "inputs"), (b"\x32\x00", "outputs")])
+def test_a_million_of_anything_is_refused_before_it_is_listed(field: bytes, name: str) -> None:
+    message = requests_of.parse(field * 1_000_000)
+    with pytest.raises(InvalidRequest, match=f"1000000 {name}, the most is 1024"):
+        requests_of.decode(message, cast("Any", None), 10, 10)
+
+
+def test_statistics_of_what_is_unloaded_are_forgotten() -> None:
+    statistics = Statistics()
+    models = [cast("Any", SimpleNamespace(name="m", version=version)) for version in (1, 1, 2)]
+    for version in (1, 2):
+        statistics.observe(report(1, [1.0], version))
+    statistics.on_swap(Swap([models[1]], [models[0]]))
+    statistics.forget(models[0])
+    statistics.on_swap(Swap([], [models[2]]))
+    statistics.forget(models[2])
+    first, second = statistics.answer([("m", 1), ("m", 2)]).model_stats
+    assert (first.execution_count, second.execution_count) == (1, 0)
+
+
+@pytest.mark.parametrize("encoder", [codec.Encoder, InferEncoder])
+def test_blank_answers_of_many_sizes_take_little_memory(tmp_path: Path, encoder: Any) -> None:
+    shape = {"x": ("float32", (None, None))}, {"y": ("float32", (None, None))}
+    model = tensor_model("m", session(tmp_path, [helper.make_node("Identity", ["x"], ["y"])], *shape))
+    one = encoder(model, bytes(8))
+    for width in (5, 5, 6, *range(200_000, 200_020)):
+        request = Request(Waiting("w"), "m", "", 0.0, 9.0, 1, (), (), (), (), False, ((width,),))
+        output = np.ones((1, width), np.float32)
+        answers = Answers(model, [request], [output], Assembled({}, (), (), 0, None), np.uint64([1]))
+        ((_, body),) = one.encode(answers)
+        assert output.tobytes() in body
+    count, taken = re.findall(r"\d+", repr(one._skeletons))
+    assert int(count) == 2
+    assert int(taken) < 1000
 
 
 def test_options_are_checked() -> None:

@@ -94,9 +94,44 @@ def test_a_transposed_array_is_sent_as_it_reads() -> None:
     np.testing.assert_array_equal(inputs["image"], image)
 
 
-def test_rows_of_no_elements() -> None:
-    one = request(PLAN, tensors(length=0))
-    assert PLAN.assemble([one, one], [], 7).inputs["ids"].shape == (4, 0)
+@pytest.mark.parametrize("batched", [True, False])
+def test_a_free_dimension_of_no_elements_is_refused(batched: bool) -> None:
+    """GRU and Einsum of ONNX Runtime end the process on them."""
+    with pytest.raises(InvalidRequest, match=r"input ids has the shape \[2, 0\].* at least 1"):
+        TensorPlan("m", GRAPH, batched).bind(Asked({}, tensors(length=0), {}, (), False), 100)
+
+
+def test_a_dimension_that_the_graph_fixes_to_no_elements_is_taken() -> None:
+    graph = Signature((TensorSpec("x", "float32", (None, 0)),), GRAPH.outputs)
+    plan = TensorPlan("m", graph, batched=True)
+    one = request(plan, {"x": np.ones((2, 0), np.float32)})
+    assert plan.assemble([one, one], [], 7).inputs["x"].shape == (4, 0)
+
+
+def test_dimensions_of_one_name_are_equal() -> None:
+    inputs = [
+        TensorSpec(name, "float32", (None, *[None] * (len(dimensions) - 1)), tuple(dimensions))
+        for name, dimensions in {"a": ["", "n", "m"], "b": ["", "n"], "c": ["", "m"]}.items()
+    ]
+    plan = TensorPlan("m", Signature(tuple(inputs), GRAPH.outputs), batched=True)
+
+    def asked(a: tuple[int, ...], b: tuple[int, ...], c: tuple[int, ...]) -> Asked:
+        return Asked(
+            {}, {name: np.ones(of, np.float32) for name, of in zip("abc", (a, b, c), strict=True)}, {}, (), False
+        )
+
+    assert plan.bind(asked((1, 3, 4), (1, 3), (1, 4)), 10).shape == ((3, 4), (3,), (4,))
+    message = (
+        r"'n' is not the same: a \[1, 3, 4\], b \[1, 5\]; the graph takes a: float32\[\?, n, m\], b: float32\[\?, n\]"
+    )
+    with pytest.raises(InvalidRequest, match=message):
+        plan.bind(asked((1, 3, 4), (1, 5), (1, 4)), 10)
+
+
+def test_rows_that_are_columns_too_are_no_rows() -> None:
+    """A matrix of distances: two of them below each other are none."""
+    inputs = (TensorSpec("x", "float32", (None, None), ("n", "n")),)
+    assert not is_batched(Signature(inputs, (TensorSpec("y", "float32", (None,)),)))
 
 
 def test_a_graph_without_rows_gets_its_arrays_whole_and_one_request_at_a_time() -> None:
