@@ -131,6 +131,7 @@ class HeadraceClient:
         *,
         version: int | None = None,
         label: str | None = None,
+        variant: str = "",
         overrides: Mapping[str, npt.ArrayLike] | None = None,
         outputs: Sequence[str] = (),
         return_features: bool = False,
@@ -140,13 +141,16 @@ class HeadraceClient:
         timeout_s: float | None = 10.0,
     ) -> Prediction:
         """Ask for predictions; columns of one value are broadcast. Raises `CallFailed`; TypeError for ids that are
-        neither strings nor integers."""
+        neither strings nor integers.
+
+        `variant` names one of an experiment in place of the one that would be assigned; `default` is no experiment."""
         if version is not None and label is not None:
             raise ValueError("give a version or a label, not both")
         request = prediction_pb2.PredictRequest(
             model=model,
             version=version,
             label=label,
+            variant=variant,
             entities=_entity_columns(entities),
             context=_tensors(context or {}),
             overrides=_tensors(overrides or {}),

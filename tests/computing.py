@@ -53,6 +53,12 @@ def sleeps(tailnum: Any) -> dict[str, Any]:
     return who(tailnum)
 
 
+def takes_1_ms_an_id(tailnum: Any) -> dict[str, Any]:
+    """Sleeps for a millisecond an id."""
+    time.sleep(0.001 * len(tailnum))
+    return lengths(tailnum)
+
+
 def spins(tailnum: Any) -> dict[str, Any]:
     """Holds the GIL of its process for 0.3 s, in pure Python."""
     end = time.perf_counter() + 0.3

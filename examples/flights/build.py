@@ -1,8 +1,9 @@
 """Write the views' rows as Parquet files: `python -m examples.flights.build --out rows`, one file per view.
 
-`headrace load --view plane_stats@1 --from rows/plane_stats.parquet` puts one into the store. Two more files are what
-the row of a plane that was never loaded is computed from: `plane_arrivals.parquet`, sorted by plane, so that a query
-about a few planes reads a few pieces of it, and `plane_registry.parquet`.
+`headrace load --view plane_stats@1 --from rows/plane_stats.parquet` puts one into the store. `plane_stats@2.parquet` is
+of a version that an experiment tries. Two more files are what the row of a plane that was never loaded is computed
+from: `plane_arrivals.parquet`, sorted by plane, so that a query about a few planes reads a few pieces of it, and
+`plane_registry.parquet`.
 """
 
 import argparse
@@ -13,6 +14,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from examples.flights.features import AS_OF_MIN, VIEWS, Features
+
+WINDOWED = "plane_stats@2"
 
 ROW_GROUP_ROWS = 8_192
 """Some 80 planes: the least that a query about one has to read."""
@@ -26,6 +29,9 @@ def write(features: Features, folder: Path, as_of_min: int = AS_OF_MIN) -> dict[
         table = features.table(view, as_of_min)
         pq.write_table(table, folder / f"{view}.parquet")
         rows[view] = table.num_rows
+    windowed = features.windowed(as_of_min)
+    pq.write_table(windowed, folder / f"{WINDOWED}.parquet")
+    rows[WINDOWED] = windowed.num_rows
     write_sources(features, folder, as_of_min)
     return rows
 

@@ -35,6 +35,9 @@ AS_OF_MIN = int(datetime(2013, 10, 1, 4, tzinfo=UTC).timestamp()) // 60
 
 PRIOR_FLIGHTS = 20
 
+WINDOW_DAYS = 30
+"""How far `plane_stats@2` looks back."""
+
 STATISTICS = ("plane_stats", "route_stats", "carrier_stats")
 WEATHER = "airport_weather"
 VIEWS = (*STATISTICS, WEATHER)
@@ -90,14 +93,32 @@ class Features:
         columns = {column.name: _arrow(values[column.name], column.dtype.numpy) for column in view.columns}
         return pa.table({**keys, **columns, EVENT_TIME: event_time_ms})
 
+    def windowed(self, as_of_min: int = AS_OF_MIN) -> pa.Table:
+        """Return the rows of `plane_stats@2`: of the same planes as `@1`, the arrivals of `WINDOW_DAYS` alone."""
+        table = self.table("plane_stats", as_of_min)
+        default = _defaults(self._views["plane_stats"])
+        planes = table["tailnum"].to_numpy()
+        history = self._histories["plane_stats"]
+        count, sums = history.before(planes, np.full(len(planes), as_of_min, np.int64))
+        earlier, earlier_sums = history.before(planes, np.full(len(planes), as_of_min - WINDOW_DAYS * 1440, np.int64))
+        flights = count - earlier
+        values: Columns = {"flights": flights.astype(np.int32)}
+        for column, event in (("late_share", "late"), ("lost_min", "lost")):
+            total = sums[event] - earlier_sums[event] + PRIOR_FLIGHTS * default[column]
+            values[column] = (total / (flights + PRIOR_FLIGHTS)).astype(np.float32)
+        for column, array in values.items():
+            table = table.set_column(table.column_names.index(column), column, pa.array(array))
+        return table
+
     def arrivals(self, as_of_min: int = AS_OF_MIN) -> pa.Table:
-        """Return what `plane_stats` of an instant is made of: an arrival a row, with when it was known in all."""
+        """Return what `plane_stats` of an instant is made of: an arrival a row, with the instant as `known_ms`."""
         known = self._flights.take(self._flights.arrived_min < as_of_min)
         return pa.table(
             {
                 "tailnum": pa.array(known.tailnum, pa.string()),
                 "late": known.late,
                 "lost_min": known.arr_delay - known.dep_delay,
+                "arrived_ms": known.arrived_min * 60_000,
                 "known_ms": np.full(len(known), as_of_min * 60_000, np.int64),
             }
         )

@@ -17,6 +17,7 @@ Invariants
 
 from collections import OrderedDict
 from collections.abc import Callable, Set
+from itertools import chain, islice
 
 from featureclient.cache.frequencies import Frequencies
 from featureclient.cache.generations import Generations
@@ -45,6 +46,10 @@ class RowMap:
 
     def __len__(self) -> int:
         return len(self.main) + len(self._window)
+
+    def some_ids(self, limit: int) -> list[Id]:
+        """Some of the ids, at most so many."""
+        return [*islice(chain(self.main.young, self._window), limit)]
 
     def peek(self, one: Id) -> bytes | None:
         """The row of an id, without counting as a use."""

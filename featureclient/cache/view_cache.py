@@ -129,6 +129,10 @@ class ViewCache:
         self._hits += len(rows)
         return cast("list[bytes | None]", rows)
 
+    def some_ids(self, limit: int) -> list[Id]:
+        """Ids that there are rows of, at most so many, in no order."""
+        return self._rows.some_ids(limit)
+
     @property
     def any_due(self) -> bool:
         """`take_due` would tell something."""

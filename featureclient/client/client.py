@@ -182,6 +182,11 @@ class FeatureClient:
         # A copy, since metrics are scraped in another thread while the loop may add a view.
         return {view.ref: tier.cache.snapshot() for view, tier in self._tiers.copy().items()}
 
+    def cached_ids(self, view: View, limit: int) -> list[Id]:
+        """Some of the ids whose rows of a view are cached, at most so many."""
+        tier = self._tiers.get(view)
+        return [] if tier is None else tier.cache.some_ids(limit)
+
     # ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def lookup(self, view: View, ids: Sequence[Id], now: float) -> list[bytes | None]:
@@ -307,15 +312,17 @@ class FeatureClient:
             event_time_ms = self._wall_ms() if times is None else times
         return self._tier(view).writer.encode(columns, event_time_ms, self._shared.event_ms_max, first_row=first_row)
 
-    async def put(self, view: View, encoded: EncodedRows, *, force: bool = False) -> Written:
-        """The second half of `write`."""
+    async def put(self, view: View, encoded: EncodedRows, *, force: bool = False, only_absent: bool = False) -> Written:
+        """The second half of `write`. `only_absent` leaves alone whatever is there."""
         keys, values = encoded.keys, encoded.values
         if not keys:
             return Written(0, 0)
         latest = self._shared.event_ms_max
 
         async def store() -> int:
-            return await self._store.write(keys, values, ttl_ms=view.ttl_ms, force=force, event_ms_max=latest)
+            return await self._store.write(
+                keys, values, ttl_ms=view.ttl_ms, force=force, only_absent=only_absent, event_ms_max=latest
+            )
 
         written = await self._change(view, encoded.ids, store)
         return Written(written, len(keys) - written)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from featureclient.client import FeatureClient
+from featureclient.load.pacing import Pace
 from featureclient.load.sources import FileIdentity, LoadError, Piece, open_source
 from featureclient.schema import EVENT_TIME, BadRow, View
 from featureclient.wire import EncodedRows
@@ -69,12 +70,13 @@ async def load_file(
     on_bad_row: OnBadRow = "stop",
     resume: bool = False,
     progress: Progress | None = None,
+    pace: Pace | None = None,
 ) -> LoadReport:
     """Load a Parquet, CSV or Arrow file, which has the join keys and every column of the view (and maybe more).
 
     A column `event_time_ms` (milliseconds, or a timestamp) has the times of the events. `progress` is called with the
-    rows done and their total (None where it is not known). Raises LoadError when the file as a whole is wrong, and
-    StoreError when the store fails; then `resume` goes on from there.
+    rows done and their total (None where it is not known). `pace` bounds the rows a second. Raises LoadError when the
+    file as a whole is wrong, and StoreError when the store fails; then `resume` goes on from there.
     """
     view = client.catalogue.view(view) if isinstance(view, str) else view
     if view.combine:
@@ -84,26 +86,38 @@ async def load_file(
     done = await _progress_of(client, blob) if resume else None
     if done is None:
         done = _Done(client.now_ms())
-    source = await asyncio.to_thread(open_source, path, view, PIECE_ROWS)
+    pace = Pace(None) if pace is None else pace
+    piece_rows = min(PIECE_ROWS, pace.batch_max or PIECE_ROWS)
+    source = await asyncio.to_thread(open_source, path, view, piece_rows)
 
     def say(rows: int) -> None:
         if progress is not None:
             progress(rows, source.rows_total)
 
-    load = _Load(client, view, blob, done, say)
+    load = _Load(client, view, blob, done, say=say, pace=pace)
     return await load.run(source.pieces(done.rows), skip_bad_rows=on_bad_row == "skip")
 
 
 class _Load:
     """One run over the pieces of a file."""
 
-    def __init__(self, client: FeatureClient, view: View, blob: str, done: _Done, say: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        client: FeatureClient,
+        view: View,
+        blob: str,
+        done: _Done,
+        *,
+        say: Callable[[int], None],
+        pace: Pace,
+    ) -> None:
         self._client = client
         self._view = view
         self._blob = blob
         self._done = done
         self._resumed_at = done.rows + done.malformed
         self._say = say
+        self._pace = pace
         self._bad_rows: list[BadRow] = []
 
     async def run(self, pieces: Iterator[Piece], *, skip_bad_rows: bool) -> LoadReport:
@@ -128,6 +142,7 @@ class _Load:
                     malformed=ahead.malformed + len(piece.malformed),
                     bad=ahead.bad + bad,
                 )
+                await self._pace.take(piece.rows)
                 writing = asyncio.create_task(self._write(encoded, ahead))
             if writing is not None and not stopped:
                 await writing

@@ -51,10 +51,10 @@ class Stretches:
             borders[-1] = PLACES
         return cls(seed_of(salt), tuple(weights), tuple(borders))
 
-    def find(self, ids: Iterable[EntityId]) -> list[int]:
-        """The number of each id's stretch, from 0; `len(names)` for an id that is in none."""
+    def find(self, ids: Iterable[EntityId], first: int = 0) -> list[int]:
+        """The number of each id's stretch, counted from `first`; the one after the last for an id that is in none."""
         seed, borders = self.seed, self.borders
-        return [bisect_right(borders, xxh3_64_intdigest(str(one).encode(), seed)) for one in ids]
+        return [first + bisect_right(borders, xxh3_64_intdigest(str(one).encode(), seed)) for one in ids]
 
 
 @dataclass(frozen=True, slots=True)

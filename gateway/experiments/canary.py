@@ -4,15 +4,27 @@
        └──────────── a guardrail is crossed, at any time ──────────────▶ rolled back
 
 A guardrail is crossed when the *whole* always-valid interval lies beyond its limit: chance alone rolls a good canary
-back with a probability of at most `alpha` per guardrail, however often it is looked at. The one of latency compares
-quantiles of histograms and waits for `requests_min`.
+back with a probability of at most `alpha` per guardrail, however often it is looked at. The one of latency counts the
+candidate's requests that take longer than `latency_ratio` times the baseline's p99: more than one in a hundred is too
+many.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from gateway.experiments.sequential import MeanTest, Moments
+from gateway.experiments.health import ArmCounts, Durations, shares
+from gateway.experiments.sequential import Interval, MeanTest, Moments
+
+_TAIL = 0.01
+"""What is beyond p99."""
+_SIZES = (1.0, 10.0, 100.0)
+"""Effects that are found fastest, as multiples of a guardrail's limit: a fault may be of any size, and a wrong unit is
+a large one."""
+_EFFECT_MIN = 0.01
+"""Stands for a limit of 0, from which no effect could be made."""
+_TAIL_REQUESTS_MIN = 500
+"""Requests of the baseline before its p99 is taken for known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +46,7 @@ class Guardrails:
     score_shift: float | None = 0.5
     """How far the mean score may move from the baseline's, in standard deviations of the baseline's scores."""
     latency_ratio: float | None = 1.5
-    """How many times the baseline's p99 the candidate's may be."""
+    """How many times the baseline's p99 the candidate's may be. (Buckets of durations are a fifth apart.)"""
     requests_min: int = 200
     """Requests of the candidate before anything is concluded."""
     alpha: float = 0.001
@@ -57,7 +69,15 @@ class Health(NamedTuple):
     errors: Moments = Moments()
     violations: Moments = Moments()
     scores: Moments = Moments()
-    p99_s: float = 0.0
+    durations: Durations = Durations()
+
+    @classmethod
+    def of(cls, counts: ArmCounts) -> "Health":
+        """Of what was counted."""
+        return cls(
+            shares(counts.errors, counts.requests), shares(counts.violations, counts.rows), counts.scores,
+            counts.durations,
+        )  # fmt: skip
 
 
 class Verdict(NamedTuple):
@@ -75,7 +95,7 @@ class Canary:
     guardrails: Guardrails
     since_s: float
     step: int = 0
-    _tests: dict[str, MeanTest] = field(default_factory=dict)
+    _tests: dict[str, Sequence[MeanTest]] = field(default_factory=dict)
 
     @property
     def share(self) -> float:
@@ -107,31 +127,53 @@ class Canary:
             ("violations", rails.violations_above, "rows with a violated check"),
         ):
             if limit is not None:
-                low = self._low(name, getattr(candidate, name), getattr(baseline, name), max(limit, 0.01))
+                low = self._low(name, getattr(candidate, name), getattr(baseline, name), max(limit, _EFFECT_MIN))
                 if low > limit:
                     yield f"the baseline's share of {what} is exceeded by at least {low:.2%}, the limit is {limit:.2%}"
         if rails.score_shift is not None and baseline.scores.variance > 0:
             spread = baseline.scores.variance**0.5
-            test = self._test("scores", rails.score_shift * spread)
-            interval = test.difference(baseline.scores, candidate.scores, rails.requests_min)
-            shift = max(interval.low, -interval.high) / spread
+            intervals = self._differences(
+                "scores", candidate.scores, baseline.scores, max(rails.score_shift, _EFFECT_MIN) * spread
+            )
+            shift = max(max(interval.low, -interval.high) for interval in intervals) / spread
             if shift > rails.score_shift:
                 yield (
                     f"the mean score has moved by at least {shift:.2f} standard deviations of the baseline's, "
                     f"the limit is {rails.score_shift:g}"
                 )
-        if rails.latency_ratio is not None and baseline.p99_s > 0:
-            ratio = candidate.p99_s / baseline.p99_s
-            if ratio > rails.latency_ratio and baseline.errors.count >= rails.requests_min:
-                yield f"p99 is {ratio:.2f} times the baseline's, the limit is {rails.latency_ratio:g}"
+        if rails.latency_ratio is not None and baseline.durations.total >= _TAIL_REQUESTS_MIN:
+            limit_s = rails.latency_ratio * baseline.durations.quantile_s(1 - _TAIL)
+            slow, of = candidate.durations.above(limit_s), candidate.durations.total
+            if slow > _TAIL * of:
+                estimate, enough = _estimate(shares(slow, of)), of >= rails.requests_min
+                low = max(test.look(*estimate, enough=enough).low for test in self._tests_of("latency", _TAIL))
+                if low > _TAIL:
+                    yield (
+                        f"at least {low:.1%} of the requests take longer than {limit_s * 1e3:.3g} ms, "
+                        f"{rails.latency_ratio:g} times the baseline's p99; the limit is {_TAIL:.0%}"
+                    )
 
     def _low(self, name: str, candidate: Moments, baseline: Moments, effect: float) -> float:
         """The lower end of what the candidate has more than the baseline."""
-        test = self._test(name, effect)
-        return test.difference(_smoothed(baseline), _smoothed(candidate), self.guardrails.requests_min).low
+        return max(
+            interval.low for interval in self._differences(name, _smoothed(candidate), _smoothed(baseline), effect)
+        )
 
-    def _test(self, name: str, effect: float) -> MeanTest:
-        return self._tests.setdefault(name, MeanTest(self.guardrails.alpha, effect))
+    def _differences(self, name: str, candidate: Moments, baseline: Moments, effect: float) -> list[Interval]:
+        """The intervals of what the candidate has more than the baseline; each of them holds."""
+        tests = self._tests_of(name, effect)
+        return [test.difference(baseline, candidate, self.guardrails.requests_min) for test in tests]
+
+    def _tests_of(self, name: str, effect: float) -> Sequence[MeanTest]:
+        """Tests that find effects of several sizes fast, and are wrong with the probability `alpha` together."""
+        alpha = self.guardrails.alpha / len(_SIZES)
+        return self._tests.setdefault(name, [MeanTest(alpha, effect * size) for size in _SIZES])
+
+
+def _estimate(moments: Moments) -> tuple[float, float]:
+    """A mean and its variance."""
+    smoothed = _smoothed(moments)
+    return moments.mean, smoothed.mean_variance
 
 
 def _smoothed(moments: Moments) -> Moments:

@@ -9,16 +9,18 @@ Rules
 - Every problem of a file is found at once, with file and line.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from featureclient.schema import ConfigError, Problem, document
 from gateway.experiments.assignment import Assignment, Stretches
 from gateway.experiments.form import ExperimentForm, ExperimentsForm, VariantForm
 
+Kind: TypeAlias = Literal["split", "canary", "shadow"]
 _ALL = 100.0
 
 
@@ -83,10 +85,48 @@ class Experiment:
         """It is not stopped."""
         return self.form.state == "running"
 
+    @property
+    def kind(self) -> Kind:
+        """What kind of an experiment it is."""
+        return "split" if self.form.split is not None else "canary" if self.form.canary is not None else "shadow"
+
+    @property
+    def digest(self) -> str:
+        """What it compares, and how: experiments of equal digests are one, whatever its weights are by now."""
+        told = self.form.model_dump_json(exclude={"state", "everybody", "overrides", "compare"})
+        return hashlib.sha256(f"{self.name} {told}".encode()).hexdigest()[:16]
+
+    def weighted(self, weights: Mapping[str, float]) -> "Experiment":
+        """The same with other percentages for its arms."""
+        assert self.assignment is not None
+        assignment = replace(self.assignment, arms=Stretches.of(self.form.salt or self.name, weights))
+        return replace(self, assignment=assignment)
+
+
+def variant_name(experiment: str, variant: str) -> str:
+    """What answers, the journal and metrics call a variant: names are told apart by their experiment."""
+    return f"{experiment}.{variant}"
+
+
+def combined(names: Sequence[str]) -> str:
+    """The name of what a request gets that is in several experiments."""
+    return "+".join(names)
+
+
+def variants_in(name: str) -> dict[str, str]:
+    """Experiment -> variant of the name that an answer has; nothing for `default`."""
+    return {experiment: variant for experiment, dot, variant in (one.partition(".") for one in name.split("+")) if dot}
+
 
 def load(path: Path, models: Mapping[str, ModelShape], view_refs: Sequence[str]) -> tuple[Experiment, ...]:
     """Read and check a file. `view_refs` are the catalogue's `view@version`. Raises ConfigError with every problem."""
-    source = document.read(path)
+    return checked(document.read(path), models, view_refs)
+
+
+def checked(
+    source: document.Document, models: Mapping[str, ModelShape], view_refs: Sequence[str]
+) -> tuple[Experiment, ...]:
+    """The experiments of a file that was read. Raises ConfigError with every problem."""
     form = document.validate(source, ExperimentsForm)
     problems = list(_problems(source, form, models, view_refs))
     if problems:
@@ -150,6 +190,11 @@ def _problems_of(
     for variant in form.overrides:
         if form.shadow is not None or variant not in arms:
             yield source.problem((*at, "overrides", variant), f"{variant!r} is no arm of a split or canary here")
+    if form.everybody is not None and (form.shadow is not None or form.everybody not in arms):
+        yield source.problem((*at, "everybody"), f"{form.everybody!r} is no arm of a split or canary here")
+    yield from _named_twice(source, at, form)
+    if form.state == "stopped":  # what it is about may be gone
+        return
     model = models.get(form.model)
     if model is None:
         yield source.problem((*at, "model"), f"no model {form.model!r} (there are: {_listed(models)})")
@@ -161,6 +206,16 @@ def _problems_of(
         yield source.problem((*at, kind, "by"), message)
     for key, variant_form in form.variants.items():
         yield from _variant_problems(source, (*at, "variants", key), variant_form, model, view_refs)
+
+
+def _named_twice(source: document.Document, at: tuple[str, ...], form: ExperimentForm) -> Iterator[Problem]:
+    """Ids that are to get two arms."""
+    arm_of: dict[str, str] = {}
+    for variant, ids in form.overrides.items():
+        for index, one in enumerate(ids):
+            if arm_of.setdefault(str(one), variant) != variant:
+                message = f"{one!r} is to get {arm_of[str(one)]!r} already"
+                yield source.problem((*at, "overrides", variant, index), message)
 
 
 def _variant_problems(
@@ -191,6 +246,7 @@ def _layer_problems(source: document.Document, form: ExperimentsForm) -> Iterato
         if sum(shares.values()) > _ALL:
             yield source.problem(at, f"the shares add up to {sum(shares.values()):g} percent, which is more than all")
         by: dict[str | None, str] = {}
+        named: dict[str, str] = {}
         for name in shares:
             one = form.experiments.get(name)
             if one is None:
@@ -200,6 +256,11 @@ def _layer_problems(source: document.Document, form: ExperimentsForm) -> Iterato
             if claimed.setdefault(name, layer) != layer:
                 yield source.problem((*at, name), f"{name!r} is in the layer {claimed[name]!r} already")
             by.setdefault(_weights(one)[0], name)
+            for variant, ids in one.overrides.items() if one.state == "running" else ():
+                for index, said in enumerate(ids):
+                    if named.setdefault(str(said), name) != name:
+                        message = f"{said!r} is put into {named[str(said)]!r} already, which is in the same layer"
+                        yield source.problem(("experiments", name, "overrides", variant, index), message)
         if len(by) > 1:
             message = f"its experiments are by different columns ({_listed(by)}); in one layer all have to be by one"
             yield source.problem(at, message)

@@ -55,6 +55,7 @@ class CanaryForm(_Form):
     steps: list[StepForm] = Field(min_length=1)
     guardrails: Guardrails = Guardrails()
     promote: Literal["manually", "automatically"] = "manually"
+    attempt: int = Field(default=1, ge=1, description="another number begins anew, also after a rollback")
 
     @model_validator(mode="after")
     def _grows(self) -> Self:
@@ -86,6 +87,11 @@ class CompareForm(_Form):
     effect: float = Field(
         default=0.01, gt=0, description="the size of effect to be found fastest, in the metric's unit"
     )
+    metric: str = Field(default="auc", description="auc, log_loss, or a column of numbers that comes with the labels")
+    better: Literal["higher", "lower"] | None = Field(
+        default=None, description="of the metric; the default is lower for log_loss and higher for all else"
+    )
+    margin: float = Field(default=0, ge=0, description="so much worse is still promoted; 0 asks for a proven gain")
 
 
 class ExperimentForm(_Form):
@@ -99,6 +105,9 @@ class ExperimentForm(_Form):
     canary: CanaryForm | None = None
     shadow: ShadowForm | None = None
     overrides: dict[Name, list[str | int]] = Field(default={}, description="variant -> ids that get it in any case")
+    everybody: Name | None = Field(
+        default=None, description="the arm that all get whom the experiment has: how a promotion or a rollback is kept"
+    )
     compare: CompareForm = CompareForm()
 
     @model_validator(mode="after")

@@ -11,13 +11,14 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 from gateway.experiments.sequential import Moments
 
 RANKED_REQUESTS_MAX = 8
 """Requests of one `add` whose ranks are compared; sorting is the dearest part of it."""
 RANKED_ROWS_MIN = 3
+_SIGNS_ROWS_MAX = 256
+"""Rows whose differences are all looked at; beyond, sorting is less work."""
 _PER_DECADE = 24
 _SMALLEST, _LARGEST = 1e-9, 1e9
 
@@ -34,7 +35,6 @@ _MIDDLES = np.concatenate(
     ([_EDGES[0]], np.sign(_EDGES[1:] + _EDGES[:-1]) * np.sqrt(np.abs(_EDGES[1:] * _EDGES[:-1])), [_EDGES[-1]])
 )
 _MIDDLES[len(_EDGES) // 2] = 0.0
-_CALIBRATION_BINS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +71,21 @@ class Paired:
     overlap: Moments = field(default_factory=Moments)
     """Share of the best `top_k` rows of a request that both have."""
 
-    def add(self, primary: npt.ArrayLike, shadow: npt.ArrayLike, rows: Sequence[int]) -> None:
-        """Take the scores of both for the same rows, [n] each; `rows` has how many belong to each request."""
+    def add(
+        self,
+        primary: npt.ArrayLike,
+        shadow: npt.ArrayLike,
+        rows: Sequence[int],
+        ranked_max: int = RANKED_REQUESTS_MAX,
+    ) -> None:
+        """Take the scores of both for the same rows, [n] each; `rows` has how many belong to each request.
+
+        The order within requests is compared for `ranked_max` of them.
+        """
         first, second = np.asarray(primary, np.float64), np.asarray(shadow, np.float64)
         if first.shape != second.shape or first.ndim != 1 or sum(rows) != first.size:
             raise ValueError(f"scores of {first.shape} and {second.shape} for {sum(rows)} rows cannot be paired")
-        self._rank(first, second, rows)
+        self._rank(first, second, rows, ranked_max)
         finite = np.isfinite(first) & np.isfinite(second)
         if not finite.all():
             self.not_finite += int(first.size - np.count_nonzero(finite))
@@ -88,7 +97,7 @@ class Paired:
         self.beyond += int(np.count_nonzero(np.abs(apart) > self.options.tolerance))
         self.difference += Moments.of(apart)
         self._correlate(first, second)
-        self.bins += np.bincount(np.searchsorted(_EDGES, apart, side="right"), minlength=len(self.bins))
+        self.bins += binned(apart)
         if self.options.threshold is not None:
             taken = 2 * (first >= self.options.threshold) + (second >= self.options.threshold)
             self.decisions += np.bincount(taken, minlength=4).reshape(2, 2)
@@ -104,11 +113,7 @@ class Paired:
 
     def quantiles(self, levels: Sequence[float]) -> list[float]:
         """Quantiles of shadow minus primary, to five percent of their size; NaN where nothing was compared."""
-        total = int(self.bins.sum())
-        if not total:
-            return [math.nan] * len(levels)
-        counts = np.cumsum(self.bins)
-        return [float(_MIDDLES[np.searchsorted(counts, max(level * total, 1))]) for level in levels]
+        return quantiles_of(self.bins, levels)
 
     def summary(self) -> dict[str, Any]:
         """The figures that a report shows, as plain numbers."""
@@ -136,9 +141,11 @@ class Paired:
         self.primary += one
         self.shadow += two
 
-    def _rank(self, first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], rows: Sequence[int]) -> None:
+    def _rank(
+        self, first: npt.NDArray[np.float64], second: npt.NDArray[np.float64], rows: Sequence[int], ranked_max: int
+    ) -> None:
         """Compare the order of the rows within some requests of several rows."""
-        for span in _some_spans(rows):
+        for span in _some_spans(rows, ranked_max):
             one, two = first[span], second[span]
             if not (np.isfinite(one).all() and np.isfinite(two).all()):
                 continue
@@ -147,21 +154,51 @@ class Paired:
                 best = np.intersect1d(np.argpartition(-one, k - 1)[:k], np.argpartition(-two, k - 1)[:k])
                 self.overlap += Moments.of(len(best) / k)
             if np.ptp(one) > 0 and np.ptp(two) > 0:  # the correlation with a constant is not defined
-                self.spearman += Moments.of(stats.spearmanr(one, two).statistic)
-                self.kendall += Moments.of(stats.kendalltau(one, two).statistic)
+                spearman, kendall = rank_correlations(one, two)
+                self.spearman += Moments.of(spearman)
+                self.kendall += Moments.of(kendall)
 
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
-def _some_spans(rows: Sequence[int]) -> Iterator[slice]:
+def rank_correlations(one: npt.NDArray[np.float64], two: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Spearman's and Kendall's (tau-b) correlation of two scores of the same rows, neither of them constant.
+
+    Both follow from the signs of all differences within each score: a row's sum of signs is twice its midrank, centred.
+    """
+    if len(one) > _SIGNS_ROWS_MAX:
+        from scipy import stats  # only for requests that are too long for the matrices
+
+        return float(stats.spearmanr(one, two).statistic), float(stats.kendalltau(one, two).statistic)
+    a, b = (np.sign(side[:, None] - side) for side in (one, two))
+    kendall = float(np.vdot(a, b)) / math.sqrt(float(np.vdot(a, a)) * float(np.vdot(b, b)))
+    first, second = a.sum(axis=1), b.sum(axis=1)
+    return float(first @ second) / math.sqrt(float(first @ first) * float(second @ second)), kendall
+
+
+def binned(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """How many values are in each bin; add them up, and ask `quantiles_of`."""
+    return np.bincount(np.searchsorted(_EDGES, values, side="right"), minlength=len(_EDGES) + 1)
+
+
+def quantiles_of(bins: npt.NDArray[np.int64], levels: Sequence[float]) -> list[float]:
+    """Quantiles of values that were `binned`, to five percent of their size; NaN where there are none."""
+    total = int(bins.sum())
+    if not total:
+        return [math.nan] * len(levels)
+    counts = np.cumsum(bins)
+    return [float(_MIDDLES[np.searchsorted(counts, max(level * total, 1))]) for level in levels]
+
+
+def _some_spans(rows: Sequence[int], most: int) -> Iterator[slice]:
     """Where the first few requests of enough rows stand."""
     start = left = 0
     for count in rows:
         if count >= RANKED_ROWS_MIN:
             yield slice(start, start + count)
             left += 1
-            if left >= RANKED_REQUESTS_MAX:
+            if left >= most:
                 return
         start += count
 

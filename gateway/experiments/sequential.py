@@ -23,7 +23,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special, stats
 
 SAMPLES_MIN = 100
 """Samples an arm needs before an estimated variance is taken for the true one."""
@@ -133,6 +132,8 @@ def share_mismatch_p(counts: Sequence[int], shares: Sequence[float], concentrati
     `counts` per arm, `shares` the planned ones, which add up to 1. Many entities are counted once each: requests of
     one entity are not independent.
     """
+    from scipy import special
+
     observed = np.asarray(counts, np.float64)
     planned = np.asarray(shares, np.float64)
     if observed.shape != planned.shape or observed.size < 2:  # noqa: PLR2004 - one arm has no ratio
@@ -158,4 +159,6 @@ def detectable_effect(variance: float, alpha: float = 0.05, power: float = 0.8) 
     `variance` is that of the estimate as it is now. It is the classical figure (z_{1-alpha/2} + z_power) · sqrt(V) for
     one look; a test that allows peeking needs about half as much again.
     """
+    from scipy import stats
+
     return float((stats.norm.ppf(1 - alpha / 2) + stats.norm.ppf(power)) * math.sqrt(variance))

@@ -16,7 +16,7 @@ Invariants
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -206,7 +206,8 @@ class _Attempt:
         inner = None
         if plan is not tensors:
             inner = Model(name, self.version, labels, tensors, runner, signature, execution, None, facts)
-        return Model(name, self.version, labels, plan, runner, signature, execution, inner, facts, checks, profile)
+        made = Model(name, self.version, labels, plan, runner, signature, execution, inner, facts, checks, profile)
+        return replace(made, manifest=manifest)
 
     def _aside(self, work: Callable[[], _Result]) -> _Result:
         """Have a running server's loop go first. At the start nobody waits but for the load."""

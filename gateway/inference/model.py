@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 
 from gateway.inference.batching import Execution
 from gateway.inference.runner import Runner
+from gateway.plan.manifest import Manifest
 from gateway.plan.plan import Plan
 from gateway.records.signature import Signature
 from gateway.validation.checks import Checks
@@ -20,6 +21,8 @@ State = Literal["READY", "LOADING", "UNLOADING", "UNAVAILABLE"]
 """The words of Triton's repository index."""
 PLATFORM = "onnxruntime_onnx"
 """What Triton calls a graph that ONNX Runtime runs."""
+DEFAULT = "default"
+"""The variant of a model as it is served, when no experiment has a say."""
 _NOTHING: Mapping[str, int] = MappingProxyType({})
 
 
@@ -70,6 +73,10 @@ class Model:
     """What is looked at before a run; None where the manifest asks for nothing."""
     profile: Profile | None = None
     """The reference profile beside the graph; None where there is none, or none that fits."""
+    variant: str = DEFAULT
+    """What its answers are attributed to; see `gateway.inference.variants`."""
+    manifest: Manifest | None = None
+    """What `plan` was compiled from; None of a model without one, and of `inner`."""
 
     @property
     def tensors(self) -> "Model":
@@ -79,13 +86,9 @@ class Model:
         """
         return self.inner or self
 
-    @property
-    def variant(self) -> str:
-        """What answers are attributed to when no experiment runs."""
-        return "default"
-
     def __repr__(self) -> str:
-        return f"<Model {self.name}/{self.version} {self.runner!r}>"
+        variant = "" if self.variant == DEFAULT else f" {self.variant}"
+        return f"<Model {self.name}/{self.version}{variant} {self.runner!r}>"
 
 
 class ModelState(NamedTuple):

@@ -35,6 +35,7 @@ from gateway.inference.model import Model, ModelState, Refused, State, Swap
 from gateway.inference.pinned import PinnedResolve
 from gateway.inference.reloading import WHOLE, Memos, Outcome, Reload, Serving
 from gateway.inference.session import InferenceOptions
+from gateway.inference.variants import Compiling
 from gateway.plan.transform import Resolve
 from gateway.records.errors import DeadlinePassed, ModelNotFound, Overloaded
 
@@ -218,6 +219,11 @@ class ModelRepository:
 
     def _unknown(self, name: str) -> ModelNotFound:
         return ModelNotFound(f"no model {name[:64]!r} (there are: {_listed(self._snapshot.models)})")
+
+    @property
+    def compiling(self) -> Compiling:
+        """What the manifests of these models are compiled with."""
+        return Compiling(self._loader.catalogue, self._loader.resolve)
 
     # ── Changes ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

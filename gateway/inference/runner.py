@@ -146,6 +146,11 @@ class Runner:
             self.cpu_s += predicted_s
         done(ran)
 
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes in which the graph gets its rows."""
+        return self._sizes
+
     def close(self) -> None:
         """Give the worker threads back; runs in progress end by themselves."""
         if self._executor is not None:

@@ -23,11 +23,13 @@ _STEP_MS = 200
 _log = logging.getLogger(__name__)
 
 
-async def watch(root: Path, options: RepositoryOptions, refresh: Callable[[], Awaitable[object]]) -> NoReturn:
-    """Call `refresh` after each series of changes below `root`, for ever."""
+async def watch(
+    root: Path, options: RepositoryOptions, refresh: Callable[[], Awaitable[object]], *, recursive: bool = True
+) -> NoReturn:
+    """Call `refresh` after each series of changes in `root`, or anywhere below it, for ever."""
     while True:
         try:
-            async for _ in _changes(root, options):
+            async for _ in _changes(root, options, recursive=recursive):
                 await refresh()
         except Exception as error:  # noqa: BLE001 - whatever ends a watch, models have to be swapped after it
             _log.warning("watching %s ended (%s); looking again in %g s", root, error, _RETRY_S)
@@ -50,14 +52,18 @@ async def repeat(every_s: float, refresh: Callable[[], Awaitable[object]]) -> No
             _log.exception("refreshing the models failed")
 
 
-async def _changes(root: Path, options: RepositoryOptions) -> AsyncIterator[object]:
+async def _changes(root: Path, options: RepositoryOptions, *, recursive: bool) -> AsyncIterator[object]:
     """One item for each series of changes. Ends when the folder itself is gone."""
     if options.watch_poll_s > 0:
         while True:
             await asyncio.sleep(options.watch_poll_s)
             yield None
     async for changes in awatch(
-        root, debounce=options.watch_debounce_ms, step=min(_STEP_MS, options.watch_debounce_ms), watch_filter=None
+        root,
+        debounce=options.watch_debounce_ms,
+        step=min(_STEP_MS, options.watch_debounce_ms),
+        watch_filter=None,
+        recursive=recursive,
     ):
         yield changes
         if not root.is_dir():  # noqa: ASYNC240 - one stat of a folder that was just looked at

@@ -128,6 +128,10 @@ class Pipeline:
         self.violated = violated
         self.rows_in_flight = 0
         self.rows_parked = 0
+        self.pulse = 0
+        """Grows whenever requests come, from outside or from the store."""
+        self.copied: Callable[[Batch, Answers, Moments], None] | None = None
+        """Told of each run when its answers have been sent: the batch, and the requests of it that were answered."""
         self._lanes: dict[Hashable, Lane] = {}
         self._desks: dict[Runner, Desk] = {}
         self._read_ahead = ReadAhead(client)
@@ -147,6 +151,7 @@ class Pipeline:
         lane = self._lanes.get(model if sink is None else (model, id(sink)))
         if lane is None:
             lane = self._open(model, sink)
+        self.pulse += 1
         rows = sum(map(rows_of, requests))
         if self.rows_in_flight + rows > self.options.rows_in_flight_max:
             requests, rows = self._admit(lane, requests)
@@ -173,6 +178,19 @@ class Pipeline:
         desk.drains.append(done)
         if not desk.rows_in_flight:
             asyncio.get_running_loop().call_soon(self._drained, desk)
+
+    def forget(self, model: Model) -> None:
+        """Let the lanes of a model go to which nothing new comes. What is on its way is answered, its runner stays."""
+        desk = self._desks.get(model.runner)
+        for key in [] if desk is None else list(desk.lanes):
+            if (key[0] if isinstance(key, tuple) else key) is model:
+                desk.lanes.remove(key)  # type: ignore[union-attr]  # there are lanes
+                self._lanes.pop(key, None)
+
+    @property
+    def waits(self) -> bool:
+        """Requests have all their rows and wait for a model, or have not been looked at yet."""
+        return bool(self._backlog) or any(desk.queue.rows for desk in self._desks.values())
 
     def queued_rows(self) -> Mapping[str, int]:
         """Rows that wait for each model, of all its versions. May be called from any thread."""
@@ -348,6 +366,7 @@ class Pipeline:
         """The last rows of these callers are there. Those that settle in one tick go on together."""
         settled = batch if len(callers) == len(batch.requests) else batch.pick(callers)
         self.rows_parked -= settled.rows
+        self.pulse += 1
         if not lane.settled:
             asyncio.get_running_loop().call_soon(self._resume, lane)
         lane.settled.append(settled._replace(parked=len(callers), ready=self.monotonic()))
@@ -561,6 +580,8 @@ class Pipeline:
         self.observe(_report(run, ran, answers, rows, moments))
         if self.keeping.offer is not None:
             self.keeping.offer(answers, moments)
+        if self.copied is not None:
+            self.copied(run.batch, answers, moments)
 
     def _reject(self, lane: Lane, answers: Answers, rejected: npt.NDArray[np.bool_]) -> Answers:
         """Refuse the requests that have a rejected row; the answers of the others remain."""

@@ -49,7 +49,8 @@ class Request(NamedTuple):
 
     Where the caller sends the graph's own inputs, `context` has one entry per input and `shape` the shape of a row of
     each (of the whole array where the graph has no rows, and then `rows` is 1); else `shape` is empty. `priority` is
-    the level in the model's queue, 1 is served first and 0 is the model's default.
+    the level in the model's queue, 1 is served first and 0 is the model's default. `pinned` requests name a version, a
+    label or a variant, so no experiment has a say in who answers them.
     """
 
     caller: Caller
@@ -66,3 +67,4 @@ class Request(NamedTuple):
     shape: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     return_violations: bool = False
+    pinned: bool = False

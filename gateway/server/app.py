@@ -37,6 +37,7 @@ from gateway.plan.transform import resolver
 from gateway.records.prediction_ids import PredictionIds
 from gateway.records.report import BatchReport, FailureReport
 from gateway.server import memory, oip, predict
+from gateway.server.experiments import Experiments
 from gateway.server.fallbacks import Fallbacks
 from gateway.server.feature_events import FeatureEvents
 from gateway.server.feature_service import FeatureService
@@ -44,6 +45,7 @@ from gateway.server.http import HttpEndpoint, alive_page, metrics_page, ready_pa
 from gateway.server.readiness import JOURNAL, MONITOR, Readiness
 from gateway.server.reflection import add_reflection
 from gateway.server.settings import Settings
+from gateway.server.shadowing import by_variant, shadowed
 from gateway.server.stores import RefusalLog, open_rows
 from gateway.server.swaps import Swaps
 from gateway.telemetry import Telemetry
@@ -102,6 +104,8 @@ class Gateway:
         stack.callback(models.close)
         fallbacks = Fallbacks(models)
         fallbacks.check(settings.models)
+        experiments = Experiments(settings.experiments, models, telemetry)
+        stack.callback(experiments.close)
         store, client, warmer = await self._features(stack, catalogue)
 
         ids = PredictionIds(secrets.token_bytes(8))
@@ -123,7 +127,10 @@ class Gateway:
             violated=lambda model, violations: telemetry.violated(model.name, violations),
         )
         self._watch(client, pipeline, models)
-        self._follow_swaps(stack, pipeline, handler, infer).tell(fallbacks.on_swap, fallbacks.forget)
+        swaps = self._follow_swaps(stack, pipeline, handler, infer)
+        swaps.tell(fallbacks.on_swap, fallbacks.forget)
+        await self._shadow(stack, pipeline, catalogue, experiments, swaps)
+        experiments.join((handler, infer), swaps, pipeline)
 
         await readiness.starting()
         endpoint = HttpEndpoint(
@@ -131,6 +138,7 @@ class Gateway:
                 "/metrics": metrics_page(telemetry.render),
                 "/healthz": alive_page,
                 "/readyz": ready_page(readiness.reason),
+                "/experiments": experiments.page(),
             },
             settings.http,
         )
@@ -156,6 +164,7 @@ class Gateway:
         async def open_up() -> None:
             readiness.warming = True
             await warmer.prefetch()
+            await experiments.begin(client, settings.repository)
             handler.open(pipeline)
             infer.open(pipeline)
             self._freeze()
@@ -213,6 +222,34 @@ class Gateway:
         self._keeper = Keeper(journal, prefix)
         self._keeper.begin(self.models)
         return self._keeper.keeping
+
+    async def _shadow(
+        self,
+        stack: contextlib.AsyncExitStack,
+        pipeline: Pipeline,
+        catalogue: Catalogue,
+        experiments: Experiments,
+        swaps: Swaps,
+    ) -> None:
+        """Where there are experiments: what answers once more, with a connection to the store of its own."""
+        if experiments.live is None:
+            return
+        settings = self.settings
+        refusals = RefusalLog()
+        stack.callback(refusals.close)
+        shadow, comparisons = await shadowed(
+            stack,
+            pipeline,
+            catalogue,
+            experiments.live,
+            settings.shadow,
+            features=settings.features,
+            store=open_rows(settings.store, catalogue, refusals),
+            telemetry=self.telemetry,
+            keep=None if self._keeper is None else self._keeper.offer,
+        )
+        swaps.tell(lambda swap: None, shadow.forget)
+        experiments.comparisons = by_variant(comparisons)
 
     def _observe(self, report: BatchReport) -> None:
         self.telemetry.observe(report)

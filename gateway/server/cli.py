@@ -23,6 +23,7 @@ from gateway.server.audit_cli import audit
 from gateway.server.command import CONFIG, TARGET, command, credentials, progress_bar, stop, tls
 from gateway.server.dataset_cli import dataset
 from gateway.server.drift_cli import drift
+from gateway.server.experiment_cli import experiment
 from gateway.server.features_cli import features
 from gateway.server.journal_cli import journal
 from gateway.server.models_cli import models
@@ -43,6 +44,7 @@ def main() -> None:
 main.add_command(audit)
 main.add_command(drift)
 main.add_command(dataset)
+main.add_command(experiment)
 main.add_command(features)
 main.add_command(journal)
 main.add_command(profile)

@@ -135,7 +135,7 @@ def build(
 
     settings = settings_file.load(config)
     try:
-        options = DatasetOptions(window=_length(window), salt=settings.journal.pii_salt.encode(), **how)
+        options = DatasetOptions(window=length(window), salt=settings.journal.pii_salt.encode(), **how)
     except ValueError as error:
         raise click.UsageError(str(error)) from error
     folder = journal_of(settings, journal)
@@ -249,7 +249,8 @@ def _said(count: Any) -> str:
     return f"{count:,}"
 
 
-def _length(text: str | None) -> timedelta | None:
+def length(text: str | None) -> timedelta | None:
+    """A length of time as it was typed."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)

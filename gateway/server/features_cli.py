@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -40,13 +41,16 @@ if TYPE_CHECKING:
 
 _ROWS_MAX = 10_000
 _ROWS_PER_S = 20_000.0
+_FILLED_PER_S = 5_000.0
 _SAYS = {"breaking": "bold red", "warning": "yellow", "note": "dim"}
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 
 
 @click.group()
 def features() -> None:
-    """Feature views: look at them, compare catalogues, check a change, drop and combine stored rows, warm a gateway."""
+    """Feature views: look at them, compare catalogues, check a change, fill, drop and combine stored rows, warm
+    a gateway."""
 
 
 @features.command("list")
@@ -228,6 +232,57 @@ async def combine(config: Path, view: str) -> None:
     click.echo(f"{done.written:,} rows written" + (f", {done.removed:,} removed" if done.removed else ""))
     if done.contended:
         stop(f"the members of {len(done.contended):,} rows were written all the time; run again")
+
+
+@features.command()
+@CONFIG
+@click.argument("view")
+@click.option(
+    "--ids-from",
+    metavar="VIEW",
+    help="Fill the ids that this view has stored rows of.  [default: the version before]",
+)
+@click.option("--ids", type=_FILE, help="Fill the ids of a file: text, CSV, JSON lines or Parquet.")
+@click.option("--from-table", type=_FILE, help="Load rows that were computed elsewhere: Parquet, CSV or Arrow.")
+@click.option("--rate", default=_FILLED_PER_S, show_default=True, help="Rows a second at most, computed and written.")
+@click.option(
+    "--resume/--restart",
+    default=True,
+    show_default=True,
+    help="Leave out what is done; or do all of it again. Rows of later events stay in any case.",
+)
+@_JSON
+@command
+async def backfill(
+    *,
+    config: Path,
+    view: str,
+    ids_from: str | None,
+    ids: Path | None,
+    from_table: Path | None,
+    rate: float,
+    resume: bool,
+    as_json: bool,
+) -> None:
+    """Fill the rows of a new view version beside those of the old one, so that a shadow or a canary can read them.
+
+    They are computed by the view's `compute`. Ctrl-C stops after the write that is under way; run it again to go on.
+    Exits with 1 when a row could not be made.
+    """
+    from gateway.server import backfilling
+
+    if sum(one is not None for one in (ids_from, ids, from_table)) > 1:
+        raise click.UsageError("--ids-from, --ids and --from-table exclude each other")
+    if not 0 < rate < math.inf:
+        raise click.BadParameter("has to be above 0", param_hint="--rate")
+    settings = settings_file.load(config)
+    catalogue = Catalogue.load(settings.catalogue)
+    asked = backfilling.Asked(catalogue.view(view), rate, resume=resume, as_json=as_json)
+    async with _store(settings, catalogue) as store:
+        if from_table is not None:
+            await backfilling.from_table(settings, catalogue, store, asked, from_table)
+        else:
+            await backfilling.from_compute(settings, catalogue, store, asked, ids_from=ids_from, ids=ids)
 
 
 @features.command("import-feast")

@@ -12,14 +12,16 @@ One call's trouble ends that call: decoding never raises out of the batch.
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, cast
 
 from gateway.inference import Model, ModelRepository, Swap
-from gateway.pipeline import Answers, Pipeline
+from gateway.pipeline import Answers, Pipeline, Sink
 from gateway.records.errors import HeadraceError, LimitExceeded, Unavailable
 from gateway.records.report import FailureReport
 from gateway.records.request import Request
+from gateway.server.experiments.live import Live
+from gateway.server.experiments.routes import deal
 from gateway.server.forms import Forms, Like
 from gateway.server.status import describe
 from gateway.transport.call import Call
@@ -56,11 +58,15 @@ class Handler(ABC, Generic[F]):
         self._forms = forms
         self._encoder = encoder
         self._encoders: dict[Model, Encoder] = {}
-        self._accept: Callable[[Model, list[Request]], None] | None = None
+        self.experiments: Live | None = None
+        """Who answers requests that leave it to the server; None, and it is the latest version."""
+        self._pipeline: Pipeline | None = None
+        self._sink: Sink | None = None
+        """Who gets the answers; None, and it is the pipeline's own."""
 
     def open(self, pipeline: Pipeline) -> None:
         """Answer from now on. Until then calls are refused as UNAVAILABLE."""
-        self._accept = pipeline.accept
+        self._pipeline = pipeline
 
     def on_swap(self, swap: Swap) -> None:
         """Other versions serve. What was bound to a removed one is answered by it."""
@@ -86,14 +92,23 @@ class Handler(ABC, Generic[F]):
                     by_model.setdefault(form.model, []).append(request)
                     continue
             self._decode(call, by_model)
-        for model, requests in by_model.items():
-            self._accept(model, requests)  # type: ignore[misc]  # without one no call gets here
+        if by_model:
+            self._hand_over(by_model)
+
+    def _hand_over(self, by_model: Mapping[Model, list[Request]]) -> None:
+        accept = self._pipeline.accept  # type: ignore[union-attr]  # without one no call gets here
+        if self.experiments is None:
+            for model, requests in by_model.items():
+                accept(model, requests, self._sink)
+            return
+        for model, requests, way in deal(by_model, self.experiments.routes):
+            accept(model, requests, self._sink if way is None else way.sink(self))
 
     def _decode(self, call: Call, by_model: dict[Model, list[Request]]) -> None:
         """Decode a call in full, and bind it, or end it."""
         model: Model | None = None
         try:
-            if self._accept is None:
+            if self._pipeline is None:
                 raise Unavailable("the server is starting: it has not reached its feature store yet")
             message = self._parse(call.payload)
             model = self._resolve(message)

@@ -9,6 +9,7 @@ from gateway.records.errors import NotAllowed
 from gateway.records.report import FailureReport
 from gateway.records.request import Request
 from gateway.server import codec
+from gateway.server.experiments.live import forced
 from gateway.server.forms import Form, Forms
 from gateway.server.handler import Handler
 from gateway.transport.call import Call
@@ -56,6 +57,8 @@ class PredictHandler(Handler[Form]):
 
     def _resolve(self, message: pb.PredictRequest) -> Model:
         which = message.WhichOneof("model_version")
+        if message.variant:
+            return forced(self.experiments, self.models, message.model, message.variant, pinned=which is not None)
         if which is None:
             return self.models.latest(message.model)
         if which == "version":
@@ -86,4 +89,5 @@ class PredictHandler(Handler[Form]):
             bound.shape,
             message.priority,
             message.return_violations,
+            bool(message.variant) or message.WhichOneof("model_version") is not None,
         )

@@ -25,6 +25,7 @@ from gateway.inference import InferenceOptions, RepositoryOptions
 from gateway.journal.options import JournalOptions
 from gateway.monitor.options import MonitorOptions
 from gateway.pipeline import PipelineOptions
+from gateway.pipeline.shadow_options import ShadowOptions
 from gateway.server.http import HttpOptions
 from gateway.server.oip.options import OipOptions
 from gateway.server.predict import PredictOptions
@@ -47,6 +48,9 @@ class Settings(BaseModel):
     """Python modules in which manifests may name transforms. Nothing outside them is imported."""
     transform_path: DirectoryPath | None = None
     """A folder in which these modules are looked for first."""
+    experiments: FilePath | None = None
+    """The experiments.yaml with splits, canaries and shadows. It is followed: an edit takes effect while the server
+    runs, and one that is wrong changes nothing."""
     transport: Literal["fast", "grpcio"] = "fast"
     """How gRPC is spoken: our own layer, or `grpc.aio`."""
     grpc: TransportOptions = TransportOptions()
@@ -58,6 +62,7 @@ class Settings(BaseModel):
     predict: PredictOptions = PredictOptions()
     oip: OipOptions = OipOptions()
     pipeline: PipelineOptions = PipelineOptions()
+    shadow: ShadowOptions = ShadowOptions()
     inference: InferenceOptions = InferenceOptions()
     repository: RepositoryOptions = RepositoryOptions()
     journal: JournalOptions = JournalOptions()
@@ -105,7 +110,7 @@ def load(path: Path, overrides: Mapping[str, Any] | None = None) -> Settings:
     environment = _Environment(os.environ)
     content = _merge(source.content, environment.content)
     content = _merge(content, overrides or {})
-    _resolve(content, path.parent, ("catalogue", "models", "transform_path"))
+    _resolve(content, path.parent, ("catalogue", "models", "transform_path", "experiments"))
     _resolve_lists(content, path.parent)
     for section, field in (("journal", "path"), ("inference", "engine_cache")):
         if isinstance(content.get(section), dict):

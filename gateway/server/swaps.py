@@ -7,7 +7,7 @@ Everything here happens on the loop. A removed model keeps answering what it too
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from gateway.inference import Model, ModelRepository, Swap
@@ -44,6 +44,11 @@ class Swaps:
         self._tells.append(on_swap)
         if forget is not None:
             self._forgets.append(forget)
+
+    @property
+    def told(self) -> tuple[Sequence[Callable[[Swap], None]], Sequence[Callable[[Model], None]]]:
+        """Who hears of swaps, and of removed models, by now."""
+        return tuple(self._tells), tuple(self._forgets)
 
     def __call__(self, swap: Swap) -> None:
         """Other versions serve."""

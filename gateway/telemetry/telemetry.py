@@ -12,7 +12,7 @@ Invariants
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -27,7 +27,9 @@ from gateway.records.drift import MonitorSnapshot
 from gateway.records.report import BatchReport, FailureReport
 from gateway.records.violations import Violations
 from gateway.telemetry import families
+from gateway.telemetry.experiment_families import ExperimentsSeen, experiment_families
 from gateway.telemetry.model_families import Repository, repository_families
+from gateway.telemetry.shadow_families import Difference, ShadowState, shadow_families
 from gateway.telemetry.tally import Tally
 from gateway.telemetry.trust_families import JournalState, check_families, journal_families
 
@@ -60,6 +62,8 @@ class Telemetry:
         self._turned_away: Callable[[], Mapping[int, int]] = dict
         self._monitor: Callable[[], MonitorSnapshot] | None = None
         self._journal: Callable[[], JournalState] | None = None
+        self._experiments: Callable[[], ExperimentsSeen] | None = None
+        self._shadow: Callable[[], tuple[ShadowState, Sequence[Difference]]] | None = None
         self._unreadable = 0
         self.registry.register(self)
         ProcessCollector(registry=self.registry)
@@ -119,6 +123,14 @@ class Telemetry:
         """Show the calls that the transport ended itself; `counts` gives them by the number of their gRPC code."""
         self._turned_away = counts
 
+    def watch_experiments(self, read: Callable[[], ExperimentsSeen]) -> None:
+        """Show the experiments; `read` is called in the thread of the scrape."""
+        self._experiments = read
+
+    def watch_shadow(self, state: Callable[[], ShadowState], differences: Callable[[], Sequence[Difference]]) -> None:
+        """Show what was answered once more, and how it differs; both are called in the thread of the scrape."""
+        self._shadow = lambda: (state(), differences())
+
     def watch_monitor(self, snapshot: Callable[[], MonitorSnapshot]) -> None:
         """Show drift and the second process; `snapshot` is called in the thread of the scrape."""
         self._monitor = snapshot
@@ -140,10 +152,14 @@ class Telemetry:
         if self._journal is not None:
             journal = self._read("journal", self._journal)
             yield from () if journal is None else journal_families(journal)
+        if self._experiments is not None and (found := self._read("experiments", self._experiments)) is not None:
+            yield from experiment_families(found)
+        if self._shadow is not None and (shadow := self._read("shadow", self._shadow)) is not None:
+            yield from shadow_families(*shadow)
         yield from families.cache_families(self._read_caches())
         for read in self._repositories:
-            if (found := self._read("repository", read)) is not None:
-                yield from repository_families(found)
+            if (repository := self._read("repository", read)) is not None:
+                yield from repository_families(repository)
         for gauge in tuple(self._gauges.values()):
             value = self._read(gauge.name, gauge.read)
             if value is not None:

@@ -256,6 +256,22 @@ class Replay:
         return wrong
 
 
+def outputs_of(model: PinnedModel, batch: pa.RecordBatch) -> list[Array]:
+    """What the model says to rows of the journal: its outputs, [rows, …] each. The batch has `f.…` of every column that
+    is not derived, and `changed`. Raises AuditError where the transforms or the graph fail."""
+    rows = batch.num_rows
+    seen = _Seen(model, model.schema, batch)
+    values = _Replayed(model.plan, seen.blocks, seen.context, rows, seen.patches)
+    pieces: list[Sequence[Array]] = []
+    try:
+        inputs = {one.spec.name: one.fill(seen.blocks, rows, values) for one in model.plan.matrices}
+        starts = range(0, rows, RUN_ROWS)
+        pieces += [model.session.run({k: v[at : at + RUN_ROWS] for k, v in inputs.items()}) for at in starts]
+    except Exception as error:
+        raise AuditError(f"rows of the journal cannot be replayed: {error}") from error
+    return [np.concatenate([np.asarray(piece[index]) for piece in pieces]) for index in range(len(pieces[0]))]
+
+
 _Patches = dict[str, tuple[npt.NDArray[np.intp], Array]]
 """Derived column -> the rows that a check changed, and what the model saw in them."""
 

@@ -129,7 +129,7 @@ def build(window: Window, options: DatasetOptions) -> Iterator[tuple[pa.RecordBa
     report = Report(notes=[*window.notes])
     with tempfile.TemporaryDirectory(prefix="headrace-dataset-") as folder, connected(Path(folder)) as connection:
         check_zone(connection, options.zone)
-        types = _serve(connection, window, parts, report)
+        types = serve(connection, window, parts, report)
         labels = _Labels(connection, options, parts)
         labels.load(report)
         used = np.zeros(report.labels + 1, np.bool_)
@@ -173,8 +173,8 @@ def _cast(values: pa.Array, kind: pa.DataType | None) -> pa.Array:
     return values.cast(kind)
 
 
-def _serve(
-    connection: "duckdb.DuckDBPyConnection", window: Window, parts: Sequence[Part], report: Report
+def serve(
+    connection: "duckdb.DuckDBPyConnection", window: Window, parts: Sequence[Part], report: Report, view: str = "served"
 ) -> dict[str, pa.DataType]:
     """Make the view `served` of the parts, and return the types of its columns: those of the newest part."""
     types: dict[str, pa.DataType] = {field.name: field.type for part in parts for field in part.arrow}
@@ -193,7 +193,7 @@ def _serve(
         if bound is not None
     ]
     connection.execute(
-        f"CREATE VIEW served AS SELECT * FROM ({' UNION ALL BY NAME '.join(selects)}) "  # noqa: S608 - names are quoted
+        f"CREATE VIEW {quoted(view)} AS SELECT * FROM ({' UNION ALL BY NAME '.join(selects)}) "  # noqa: S608 - names are quoted
         f"WHERE {' AND '.join(bounds) or 'true'}"
     )
     return types

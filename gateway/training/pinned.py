@@ -4,6 +4,7 @@ It needs nothing but ONNX Runtime: no store, no server, no profile. The graph ru
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,9 +32,19 @@ class PinnedModel:
 
     @classmethod
     def open(
-        cls, models: Path, name: str, version: int | None, catalogue: Catalogue, resolve: Resolve
+        cls,
+        models: Path,
+        name: str,
+        version: int | None,
+        catalogue: Catalogue,
+        resolve: Resolve,
+        *,
+        changed: Callable[[Manifest], Manifest] = lambda manifest: manifest,
     ) -> "PinnedModel":
-        """Load the graph and compile its plan; `version` None is the highest that there is."""
+        """Load the graph and compile its plan; `version` None is the highest that there is.
+
+        `changed` makes a variant's manifest of the model's.
+        """
         path = models / name / "model.yaml"
         if not path.is_file():
             known = ", ".join(sorted(one.parent.name for one in models.glob("*/model.yaml"))) or "none"
@@ -42,7 +53,7 @@ class PinnedModel:
         if not versions or (version is not None and version not in versions):
             raise PinnedModelError(f"model {name} has no version {version or ''} (there are: {versions or 'none'})")
         chosen = versions[-1] if version is None else version
-        manifest = document.load(path, Manifest)
+        manifest = changed(document.load(path, Manifest))
         graph = path.parent / str(chosen) / "model.onnx"
         try:
             session = Session(graph, InferenceOptions())

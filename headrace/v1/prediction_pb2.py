@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from headrace.v1 import tensor_pb2 as headrace_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cheadrace/v1/prediction.proto\x12\x0bheadrace.v1\x1a\x18headrace/v1/tensor.proto\"\xc6\x03\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05label\x18\x03 \x01(\tH\x00\x12+\n\x08\x65ntities\x18\x04 \x03(\x0b\x32\x19.headrace.v1.EntityColumn\x12$\n\x07\x63ontext\x18\x05 \x03(\x0b\x32\x13.headrace.v1.Tensor\x12&\n\toverrides\x18\x06 \x03(\x0b\x32\x13.headrace.v1.Tensor\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x0f\n\x07outputs\x18\x08 \x03(\t\x12\x17\n\x0freturn_features\x18\t \x01(\x08\x12?\n\nparameters\x18\n \x03(\x0b\x32+.headrace.v1.PredictRequest.ParametersEntry\x12\x19\n\x11return_violations\x18\x0b \x01(\x08\x12\x10\n\x08priority\x18\x0c \x01(\r\x1aI\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.headrace.v1.Parameter:\x02\x38\x01\x42\x0f\n\rmodel_version\"\xbd\x03\n\x0fPredictResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12$\n\x07outputs\x18\x04 \x03(\x0b\x32\x13.headrace.v1.Tensor\x12$\n\x05views\x18\x05 \x03(\x0b\x32\x15.headrace.v1.ViewRows\x12%\n\x08\x66\x65\x61tures\x18\x06 \x03(\x0b\x32\x13.headrace.v1.Tensor\x12\x10\n\x08warnings\x18\x07 \x03(\t\x12@\n\nparameters\x18\x08 \x03(\x0b\x32,.headrace.v1.PredictResponse.ParametersEntry\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x15\n\rprediction_id\x18\n \x01(\x0c\x12\x10\n\x08verdicts\x18\x0b \x01(\x0c\x12*\n\nviolations\x18\x0c \x03(\x0b\x32\x16.headrace.v1.Violation\x1aI\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.headrace.v1.Parameter:\x02\x38\x01\"Y\n\tViolation\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12\r\n\x05kinds\x18\x03 \x03(\t\x12 \n\x03raw\x18\x04 \x01(\x0b\x32\x13.headrace.v1.Tensor2Y\n\x11PredictionService\x12\x44\n\x07Predict\x12\x1b.headrace.v1.PredictRequest\x1a\x1c.headrace.v1.PredictResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cheadrace/v1/prediction.proto\x12\x0bheadrace.v1\x1a\x18headrace/v1/tensor.proto\"\xd7\x03\n\x0ePredictRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x11\n\x07version\x18\x02 \x01(\x03H\x00\x12\x0f\n\x05label\x18\x03 \x01(\tH\x00\x12+\n\x08\x65ntities\x18\x04 \x03(\x0b\x32\x19.headrace.v1.EntityColumn\x12$\n\x07\x63ontext\x18\x05 \x03(\x0b\x32\x13.headrace.v1.Tensor\x12&\n\toverrides\x18\x06 \x03(\x0b\x32\x13.headrace.v1.Tensor\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x0f\n\x07outputs\x18\x08 \x03(\t\x12\x17\n\x0freturn_features\x18\t \x01(\x08\x12?\n\nparameters\x18\n \x03(\x0b\x32+.headrace.v1.PredictRequest.ParametersEntry\x12\x19\n\x11return_violations\x18\x0b \x01(\x08\x12\x10\n\x08priority\x18\x0c \x01(\r\x12\x0f\n\x07variant\x18\r \x01(\t\x1aI\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.headrace.v1.Parameter:\x02\x38\x01\x42\x0f\n\rmodel_version\"\xbd\x03\n\x0fPredictResponse\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x0f\n\x07variant\x18\x03 \x01(\t\x12$\n\x07outputs\x18\x04 \x03(\x0b\x32\x13.headrace.v1.Tensor\x12$\n\x05views\x18\x05 \x03(\x0b\x32\x15.headrace.v1.ViewRows\x12%\n\x08\x66\x65\x61tures\x18\x06 \x03(\x0b\x32\x13.headrace.v1.Tensor\x12\x10\n\x08warnings\x18\x07 \x03(\t\x12@\n\nparameters\x18\x08 \x03(\x0b\x32,.headrace.v1.PredictResponse.ParametersEntry\x12\x12\n\nrequest_id\x18\t \x01(\t\x12\x15\n\rprediction_id\x18\n \x01(\x0c\x12\x10\n\x08verdicts\x18\x0b \x01(\x0c\x12*\n\nviolations\x18\x0c \x03(\x0b\x32\x16.headrace.v1.Violation\x1aI\n\x0fParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12%\n\x05value\x18\x02 \x01(\x0b\x32\x16.headrace.v1.Parameter:\x02\x38\x01\"Y\n\tViolation\x12\x0b\n\x03row\x18\x01 \x01(\r\x12\x0e\n\x06\x63olumn\x18\x02 \x01(\t\x12\r\n\x05kinds\x18\x03 \x03(\t\x12 \n\x03raw\x18\x04 \x01(\x0b\x32\x13.headrace.v1.Tensor2Y\n\x11PredictionService\x12\x44\n\x07Predict\x12\x1b.headrace.v1.PredictRequest\x1a\x1c.headrace.v1.PredictResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,15 +37,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PREDICTRESPONSE_PARAMETERSENTRY']._loaded_options = None
   _globals['_PREDICTRESPONSE_PARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_PREDICTREQUEST']._serialized_start=72
-  _globals['_PREDICTREQUEST']._serialized_end=526
-  _globals['_PREDICTREQUEST_PARAMETERSENTRY']._serialized_start=436
-  _globals['_PREDICTREQUEST_PARAMETERSENTRY']._serialized_end=509
-  _globals['_PREDICTRESPONSE']._serialized_start=529
-  _globals['_PREDICTRESPONSE']._serialized_end=974
-  _globals['_PREDICTRESPONSE_PARAMETERSENTRY']._serialized_start=436
-  _globals['_PREDICTRESPONSE_PARAMETERSENTRY']._serialized_end=509
-  _globals['_VIOLATION']._serialized_start=976
-  _globals['_VIOLATION']._serialized_end=1065
-  _globals['_PREDICTIONSERVICE']._serialized_start=1067
-  _globals['_PREDICTIONSERVICE']._serialized_end=1156
+  _globals['_PREDICTREQUEST']._serialized_end=543
+  _globals['_PREDICTREQUEST_PARAMETERSENTRY']._serialized_start=453
+  _globals['_PREDICTREQUEST_PARAMETERSENTRY']._serialized_end=526
+  _globals['_PREDICTRESPONSE']._serialized_start=546
+  _globals['_PREDICTRESPONSE']._serialized_end=991
+  _globals['_PREDICTRESPONSE_PARAMETERSENTRY']._serialized_start=453
+  _globals['_PREDICTRESPONSE_PARAMETERSENTRY']._serialized_end=526
+  _globals['_VIOLATION']._serialized_start=993
+  _globals['_VIOLATION']._serialized_end=1082
+  _globals['_PREDICTIONSERVICE']._serialized_start=1084
+  _globals['_PREDICTIONSERVICE']._serialized_end=1173
 # @@protoc_insertion_point(module_scope)

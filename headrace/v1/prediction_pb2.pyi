@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PredictRequest(_message.Message):
-    __slots__ = ("model", "version", "label", "entities", "context", "overrides", "request_id", "outputs", "return_features", "parameters", "return_violations", "priority")
+    __slots__ = ("model", "version", "label", "entities", "context", "overrides", "request_id", "outputs", "return_features", "parameters", "return_violations", "priority", "variant")
     class ParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -28,6 +28,7 @@ class PredictRequest(_message.Message):
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     RETURN_VIOLATIONS_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    VARIANT_FIELD_NUMBER: _ClassVar[int]
     model: str
     version: int
     label: str
@@ -40,7 +41,8 @@ class PredictRequest(_message.Message):
     parameters: _containers.MessageMap[str, _tensor_pb2.Parameter]
     return_violations: bool
     priority: int
-    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., label: _Optional[str] = ..., entities: _Optional[_Iterable[_Union[_tensor_pb2.EntityColumn, _Mapping]]] = ..., context: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., overrides: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., request_id: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., return_features: bool = ..., parameters: _Optional[_Mapping[str, _tensor_pb2.Parameter]] = ..., return_violations: bool = ..., priority: _Optional[int] = ...) -> None: ...
+    variant: str
+    def __init__(self, model: _Optional[str] = ..., version: _Optional[int] = ..., label: _Optional[str] = ..., entities: _Optional[_Iterable[_Union[_tensor_pb2.EntityColumn, _Mapping]]] = ..., context: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., overrides: _Optional[_Iterable[_Union[_tensor_pb2.Tensor, _Mapping]]] = ..., request_id: _Optional[str] = ..., outputs: _Optional[_Iterable[str]] = ..., return_features: bool = ..., parameters: _Optional[_Mapping[str, _tensor_pb2.Parameter]] = ..., return_violations: bool = ..., priority: _Optional[int] = ..., variant: _Optional[str] = ...) -> None: ...
 
 class PredictResponse(_message.Message):
     __slots__ = ("model", "version", "variant", "outputs", "views", "features", "warnings", "parameters", "request_id", "prediction_id", "verdicts", "violations")

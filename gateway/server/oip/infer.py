@@ -5,12 +5,11 @@ answers with another.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 from gateway.inference import Model, ModelRepository
-from gateway.pipeline import Pipeline
 from gateway.records.report import FailureReport
 from gateway.records.request import Request
+from gateway.server.experiments.live import forced
 from gateway.server.forms import Forms
 from gateway.server.handler import Handler
 from gateway.server.oip import request as requests_of
@@ -41,15 +40,16 @@ class InferHandler(Handler[InferForm]):
         """`failed` is told of every request that gets an error; `prefix` is what all prediction ids begin with."""
         super().__init__(models, options, failed, Forms(InferForm), lambda model: InferEncoder(model, prefix))
         self.oip = oip
-
-    def open(self, pipeline: Pipeline) -> None:
-        """Answer from now on, beside the pipeline's own sink."""
-        self._accept = partial(pipeline.accept, sink=self)
+        self._sink = self
 
     def _parse(self, payload: bytes | memoryview) -> pb.ModelInferRequest:
         return requests_of.parse(payload)
 
     def _resolve(self, message: pb.ModelInferRequest) -> Model:
+        wanted = requests_of.variant_in(message)
+        if wanted:
+            pinned = bool(message.model_version)
+            return forced(self.experiments, self.models, message.model_name, wanted, pinned=pinned)
         return requests_of.resolve(self.models, message.model_name, message.model_version)
 
     def _bind(self, call: Call, message: pb.ModelInferRequest, model: Model) -> tuple[Model, Request]:
@@ -73,4 +73,5 @@ class InferHandler(Handler[InferForm]):
             return_features=False,
             shape=bound.shape,
             priority=decoded.priority,
+            pinned=bool(message.model_version or requests_of.variant_in(message)),
         )

@@ -25,6 +25,8 @@ from headrace.inference import grpc_service_pb2 as pb
 
 STATUSES = "headrace_statuses"
 """The parameter of a request that asks for the status and the age of each view's rows."""
+VARIANT = "headrace_variant"
+"""The parameter of a request that names the variant which is to answer."""
 _OURS = "headrace_"
 _INPUTS_MAX = 1024
 _OUTPUTS_MAX = 1024
@@ -75,6 +77,16 @@ def resolve(models: ModelRepository, name: str, version: str) -> Model:
     if version.isascii() and version.isdecimal() and len(version) <= _VERSION_DIGITS_MAX:
         return models.version(name, int(version))
     return models.labelled(name, version)
+
+
+def variant_in(message: pb.ModelInferRequest) -> str:
+    """The variant that a request names; empty where it names none. Raises InvalidRequest for what is no name."""
+    if VARIANT not in message.parameters:
+        return ""
+    parameter = message.parameters[VARIANT]
+    if parameter.WhichOneof("parameter_choice") != "string_param":
+        raise InvalidRequest(f"the parameter {VARIANT} must be a string", field=f"parameters.{VARIANT}")
+    return parameter.string_param
 
 
 def decode(message: pb.ModelInferRequest, model: Model, rows_max: int, classes_max: int) -> Decoded:
@@ -283,9 +295,10 @@ class _Parameters:
         for name, parameter in parameters.items():
             which = parameter.WhichOneof("parameter_choice")
             self._values[name] = None if which is None else getattr(parameter, which)
-            if name.startswith(_OURS) and name != STATUSES:
+            if name.startswith(_OURS) and name not in {STATUSES, VARIANT}:
                 raise InvalidRequest(
-                    f"no parameter {name[:64]!r} (Headrace's own are: {STATUSES})", field=f"parameters.{name[:64]}"
+                    f"no parameter {name[:64]!r} (Headrace's own are: {STATUSES}, {VARIANT})",
+                    field=f"parameters.{name[:64]}",
                 )
         for name in _SEQUENCE:
             if self._values.get(name):

@@ -23,12 +23,13 @@ def computed(features: Features, tmp_path_factory: pytest.TempPathFactory) -> Ca
     return Catalogue.parse(text.replace(ROWS_FROM_CATALOGUE, ""), str(folder / "features.yaml"))
 
 
-async def test_computed_is_what_was_built(features: Features, computed: Catalogue) -> None:
-    built = features.table("plane_stats")
+@pytest.mark.parametrize("version", [1, 2])
+async def test_computed_is_what_was_built(features: Features, computed: Catalogue, version: int) -> None:
+    built = features.table("plane_stats") if version == 1 else features.windowed()
     ids = [*built["tailnum"].to_pylist(), "NOSUCH"]
     async with Computer(computed) as computer:
         assert list(computer.check()) == []
-        table = await computer.compute(computed.view("plane_stats@1"), ids, math.inf)
+        table = await computer.compute(computed.view(f"plane_stats@{version}"), ids, math.inf)
     order = np.argsort(table["tailnum"])
     expected = built.sort_by("tailnum")
     assert [table["tailnum"][place] for place in order] == expected["tailnum"].to_pylist()

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from examples.flights.build import write
+from examples.flights.build import WINDOWED, write
 from examples.flights.data import READINGS, Flights, read_planes, read_weather
 from examples.flights.features import AS_OF_MIN, STATISTICS, VIEWS, Features, entity_columns
 from featureclient.client import FeatureClient
@@ -73,8 +73,9 @@ async def test_what_the_store_gives_back_is_what_the_offline_matrix_has(
 
 def test_the_files_have_the_rows_of_the_views(features: Features, tmp_path: Path) -> None:
     rows = write(features, tmp_path)
-    sources = {"plane_arrivals.parquet", "plane_registry.parquet"}
+    sources = {"plane_arrivals.parquet", "plane_registry.parquet", f"{WINDOWED}.parquet"}
     assert {path.name for path in tmp_path.iterdir()} == {f"{view}.parquet" for view in VIEWS} | sources
+    assert pq.read_table(tmp_path / f"{WINDOWED}.parquet").num_rows == rows[WINDOWED] == rows["plane_stats"]
     for view in VIEWS:
         table = pq.read_table(tmp_path / f"{view}.parquet")
         assert table.num_rows == rows[view]

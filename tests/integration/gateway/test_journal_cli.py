@@ -79,7 +79,9 @@ def test_show_and_stats(folder: Path) -> None:
     shown = run("show", "--journal", str(folder), "--request-id", "r11")
     assert "u11.1" in shown.stdout
     assert b"prefix__".hex() + f"{11:016x}" in shown.stdout
-    by_id = run("show", "--journal", str(folder), "--model", "ranker", "--prediction-id", b"prefix__".hex() + f"{0:016X}")
+    by_id = run(
+        "show", "--journal", str(folder), "--model", "ranker", "--prediction-id", b"prefix__".hex() + f"{0:016X}"
+    )
     assert "u0.0" in by_id.stdout
     assert run("show", "--journal", str(folder), "--request-id", "nobody").exit_code == 1
     stats = run("stats", "--journal", str(folder))

@@ -6,21 +6,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import grpc
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
 from featureclient.cache import CacheSnapshot
 from featureclient.events import ReadShed, RowInvalid, StoreRead, StoreWrite
 from featureclient.schema import status
 from gateway.client import BlockingClient, CallFailed
+from gateway.journal.journal import Journal
+from gateway.journal.options import JournalOptions
+from gateway.records.drift import ColumnDrift, MonitorSnapshot, StreamKey, WindowDrift
 from gateway.records.report import BatchReport, FailureReport
 from gateway.server.http import HttpEndpoint, HttpOptions, metrics_page
+from gateway.server.profile_cli import profile
 from gateway.telemetry import Telemetry
 from tests.integration.telemetry.conftest import Dashboard, Prometheus, Scraper
-from tests.running import make_site, running, write_users
+from tests.running import Site, make_site, running, write_users
 
 pytestmark = pytest.mark.needs_prometheus
 
@@ -36,6 +44,12 @@ class Synthetic:
         self.telemetry.watch_caches(self._caches)
         for name in ("parked_rows", "rows_in_flight", "pending_keys"):
             self.telemetry.watch(name, "A number.", lambda: 3)
+        self.telemetry.watch_journal(Journal(JournalOptions()).state)
+        numbers = dict.fromkeys((one.name for one in fields(ColumnDrift)), 0.5)
+        column = ColumnDrift(**numbers | {"column": "hour", "kind": "feature", "verdict": "stable", "reasons": ()})
+        window = WindowDrift("sliding", 0, 1, 100, 10, (column,))
+        streams = {StreamKey("flight_delay", 1, "default"): window}
+        self.telemetry.watch_monitor(lambda: MonitorSnapshot(True, 0, {}, streams))
         self._ticks = 0
 
     def tick(self) -> None:
@@ -144,11 +158,29 @@ def test_every_expression_has_data_when_everything_happens(dashboard: Dashboard,
         check(dashboard, prometheus)
 
 
+def profiled(site: Site) -> None:
+    """Write the profile that drift is measured against."""
+    rows, chance = 500, np.random.default_rng(1)
+    columns = {name: chance.random(rows).astype(np.float32) for name in ("item.price", "user.age", "hour")}
+    columns |= {"user.visits": np.arange(rows, dtype=np.int32), "pair.clicks": np.arange(rows, dtype=np.int16)}
+    taste = pa.FixedSizeListArray.from_arrays(pa.array(chance.random(2 * rows), pa.float32()), 2)
+    pq.write_table(pa.table({**columns, "user.taste": taste}), site.folder / "train.parquet")
+    arguments = ["--config", str(site.config), "--model", "ranker", "--data", str(site.folder / "train.parquet")]
+    written = CliRunner().invoke(profile, arguments)
+    assert written.exit_code == 0, written.output
+
+
 def test_every_expression_has_data_from_a_gateway_under_load(
     dashboard: Dashboard, scraper: Scraper, redis_url: str, tmp_path: Path
 ) -> None:
+    site = make_site(tmp_path, redis_url)
+    profiled(site)
+    watched = {
+        "journal": {"enabled": True, "path": str(tmp_path / "journal")},
+        "monitor": {"poll_s": 0.2, "verdict_s": 0.0, "windows": {"rows": 100, "panes": 2}, "drift": {"rows_min": 20}},
+    }
     with (
-        running(make_site(tmp_path, redis_url)) as gateway,
+        running(site, watched) as gateway,
         BlockingClient(gateway.target) as client,
         under_load(Traffic(client).tick),
         scraper.scrape(gateway.gateway.http_address) as prometheus,

@@ -72,7 +72,7 @@ class Models:
 class Bound:
     """Where a pipeline would be: keeps what was bound."""
 
-    def accept(self, model: Model, requests: list[Request]) -> None:
+    def accept(self, model: Model, requests: list[Request], sink: object = None) -> None:
         for request in requests:
             cast("Call", request.caller).outcome = (model, request._replace(caller=cast("Any", None)))
 

@@ -2,10 +2,21 @@ import numpy as np
 import pytest
 
 from gateway.experiments.canary import Canary, Guardrails, Health, Step
+from gateway.experiments.health import Durations
 from gateway.experiments.sequential import Moments
 
 STEPS = (Step(1, 60), Step(10, 60), Step(50, 60))
-GOOD = Health(errors=Moments.of(np.zeros(1000)), scores=Moments.of(np.linspace(0, 1, 1000)), p99_s=0.01)
+
+
+def durations(*seconds: float) -> Durations:
+    made = Durations()
+    made.add(seconds)
+    return made
+
+
+FAST = durations(*[0.002] * 990, *[0.01] * 10)
+SLOWER = durations(*[0.002] * 900, *[0.03] * 100)
+GOOD = Health(errors=Moments.of(np.zeros(1000)), scores=Moments.of(np.linspace(0, 1, 1000)), durations=FAST)
 
 
 def canary(**guardrails: float) -> Canary:
@@ -32,7 +43,7 @@ def test_without_requests_it_waits() -> None:
         ({"errors": Moments.of(np.repeat([0, 1], [800, 200]))}, "requests that fail"),
         ({"violations": Moments.of(np.repeat([0, 1], [800, 200]))}, "violated check"),
         ({"scores": Moments.of(np.linspace(0, 1, 1000) + 0.5)}, "mean score"),
-        ({"p99_s": 0.016}, "p99 is 1.60 times"),
+        ({"durations": SLOWER}, "times the baseline's p99"),
     ],
 )
 def test_each_guardrail_rolls_back(bad: dict[str, object], said: str) -> None:
@@ -44,7 +55,7 @@ def test_each_guardrail_rolls_back(bad: dict[str, object], said: str) -> None:
 
 def test_a_guardrail_that_is_off() -> None:
     going = Canary(STEPS, Guardrails(latency_ratio=None), since_s=0.0)
-    assert going.decide(1, GOOD._replace(p99_s=1.0), GOOD).action == "hold"
+    assert going.decide(1, GOOD._replace(durations=SLOWER), GOOD).action == "hold"
 
 
 def test_good_candidates_are_rarely_rolled_back() -> None:

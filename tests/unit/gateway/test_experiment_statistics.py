@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 from sklearn.metrics import log_loss as sklearn_log_loss
 from sklearn.metrics import roc_auc_score
 
 from gateway.experiments.lift import area_under_curve, log_loss, mean
-from gateway.experiments.paired import Paired, PairedOptions
+from gateway.experiments.paired import Paired, PairedOptions, rank_correlations
 from gateway.experiments.sequential import MeanTest, Moments, detectable_effect, share_mismatch_p
 
 FLOATS = st.lists(st.floats(-1e3, 1e3), max_size=30)
@@ -140,6 +141,22 @@ def test_what_a_comparison_says() -> None:
     assert said["top_k_overlap"] == 1.0
     assert said["quantiles"][0.5] == 0.0
     assert said["quantiles"][0.99] == pytest.approx(0.6, rel=0.05)
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.floats(-5, 5)), min_size=3, max_size=40))
+def test_rank_correlations_are_those_of_scipy(pairs: list[tuple[int, float]]) -> None:
+    one, two = (np.array(side, np.float64) for side in zip(*pairs, strict=True))
+    if np.ptp(one) > 0 and np.ptp(two) > 0:
+        found = rank_correlations(one, two)
+        assert found == pytest.approx((stats.spearmanr(one, two).statistic, stats.kendalltau(one, two).statistic))
+
+
+def test_rank_correlations_of_many_rows_are_the_same() -> None:
+    rng = np.random.default_rng(4)
+    one = rng.normal(size=256)
+    two = np.round(one + rng.normal(size=256), 1)
+    found = rank_correlations(one, two)
+    assert found == pytest.approx((stats.spearmanr(one, two).statistic, stats.kendalltau(one, two).statistic))
 
 
 def test_scores_that_are_not_finite_are_counted() -> None:
